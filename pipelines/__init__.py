@@ -1,0 +1,1 @@
+"""How the verbs are wired: each pipeline is build(root, ...) -> outputs."""

@@ -1,0 +1,1 @@
+"""The only doors: the command line, the engines, the embedded world, preflight."""

@@ -1,0 +1,1 @@
+"""A world to try everything in: real PostgreSQL campuses and believable traffic."""

@@ -1,0 +1,1 @@
+"""What the data is: canonical tables, change batches, mappings, errors, configuration."""

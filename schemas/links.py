@@ -1,0 +1,57 @@
+"""Links: one source feeding one consult store, the unit of progress, lag, failure and SLA."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """Bounds of one link's memory, disk and patience.
+
+    Attributes:
+      batch_rows, batch_bytes: largest change batch, unless one row is larger.
+      in_flight_rows: how far the routine lane may run ahead of its ledger.
+      spool_memory_bytes, spool_disk_bytes: what is read ahead of delivery, in memory
+        and then sealed on disk; beyond both the reader stops reading.
+      gather_s: how long routine changes are gathered before they leave the spool.
+      window_s, early_rows, early_s: the routine lane's event-time windows and early panes.
+      heartbeat_s: how often an idle source moves its ledger, watermark and slot.
+      resend_emergency_s, resend_routine_s: how long a lane's ledger may stand still with
+        changes in flight before they are sent again.
+    """
+
+    batch_rows: int = 20_000
+    batch_bytes: int = 8_000_000
+    in_flight_rows: int = 200_000
+    spool_memory_bytes: int = 64 << 20
+    spool_disk_bytes: int = 8 << 30
+    gather_s: float = 0.1
+    window_s: int = 60
+    early_rows: int = 50_000
+    early_s: float = 0.5
+    heartbeat_s: float = 1.0
+    resend_emergency_s: float = 2.0
+    resend_routine_s: float = 20.0
+
+
+@dataclasses.dataclass(frozen=True)
+class LinkSettings:
+    """Everything a worker needs to serve one link; holds references to secrets, never secrets.
+
+    Attributes:
+      name: `source>store`. slot: its replication slot.
+      source_dsn, store_dsn: libpq connection strings; passwords by passfile or service.
+      mapping, rules: absolute paths of the campus's mapping and emergency rules files.
+      key_ref: where the dead letters' key is (`file:` or `env:`).
+    """
+
+    name: str
+    source: str
+    store: str
+    source_dsn: str
+    store_dsn: str
+    slot: str
+    publication: str
+    mapping: str
+    rules: str
+    key_ref: str
+    limits: Limits = Limits()

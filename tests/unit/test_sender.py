@@ -1,0 +1,105 @@
+"""Go-back-N over a runner that loses, repeats and reorders."""
+
+import random
+
+import pytest
+from schemas.batches import ChangeBatch, Lane
+from schemas.positions import SEQ_END, START, Position
+from transforms.capture.sender import LaneSender
+from transforms.capture.spool import Spool
+
+
+class Clock:
+    def __init__(self):
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def batch(begin: Position, end: Position) -> ChangeBatch:
+    return ChangeBatch("a>b", Lane.ROUTINE, begin, end, 0, 0, 0, 0, {})
+
+
+def chain(count: int) -> list[ChangeBatch]:
+    ends = [START, *(Position(10 * i, SEQ_END) for i in range(1, count + 1))]
+    return [batch(a, b) for a, b in zip(ends, ends[1:], strict=False)]
+
+
+def sender_of(clock: Clock, **changes) -> LaneSender:
+    spool = Spool(1 << 20, 1 << 20, encode=None, decode=None)
+    settings = {"in_flight_rows": 10, "gather_rows": 1, "gather_s": 0.0, "resend_s": 5.0}
+    return LaneSender(spool, monotonic=clock, **{**settings, **changes})
+
+
+def test_gathers_small_batches_until_the_oldest_has_waited():
+    clock = Clock()
+    sender = sender_of(clock, gather_rows=100, gather_s=0.1)
+    for change in chain(3):
+        sender.add(change)
+    assert sender.next() is None
+    clock.now_s = 0.1
+    joined = sender.next()
+    assert (joined.begin, joined.end) == (START, Position(30, SEQ_END))
+    assert sender.next() is None
+
+
+def test_sends_again_when_the_ledger_stands_still():
+    clock = Clock()
+    sender = sender_of(clock)
+    sender.add(chain(1)[0])
+    first = sender.next()
+    clock.now_s = 4.9
+    assert sender.next() is None
+    clock.now_s = 5.0
+    assert sender.next() == first
+    assert sender.resends == 1
+
+
+def test_a_lost_store_is_not_sent_to_and_gets_everything_again_when_it_returns():
+    clock = Clock()
+    sender = sender_of(clock)
+    first, second = chain(2)
+    sender.add(first)
+    assert sender.next() == first
+    sender.on_store_lost()
+    sender.add(second)
+    assert sender.next() is None
+    sender.on_ledger(START)
+    again = sender.next()
+    assert (again.begin, again.end) == (first.begin, second.end)
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_everything_arrives_over_a_runner_that_loses_repeats_and_reorders(seed):
+    """A ledger that applies only what joins on reaches the end of the log."""
+    rng = random.Random(seed)
+    clock = Clock()
+    sender = sender_of(clock, gather_s=rng.choice([0.0, 0.3]))
+    log = chain(rng.randint(1, 40))
+    waiting = list(log)
+    network: list[ChangeBatch] = []
+    islands: list[ChangeBatch] = []
+    ledger = START
+    for _step in range(5000):
+        clock.now_s += rng.random() * 0.5
+        if waiting and rng.random() < 0.7:
+            sender.add(waiting.pop(0))
+        if (sent := sender.next()) is not None and rng.random() < 0.7:
+            network += [sent] * rng.choice([1, 1, 2])
+        rng.shuffle(network)
+        while network and rng.random() < 0.6:
+            islands.append(network.pop())
+        joined = True
+        while joined:
+            joined = [i for i in islands if i.begin <= ledger < i.end]
+            ledger = max([ledger, *(i.end for i in joined)])
+        if rng.random() < 0.05:
+            sender.on_store_lost()
+        elif rng.random() < 0.5:
+            sender.on_ledger(ledger)
+        if ledger == log[-1].end and not waiting:
+            break
+    assert ledger == log[-1].end, f"seed {seed}"
+    sender.on_ledger(ledger)
+    assert sender.idle, f"seed {seed}"

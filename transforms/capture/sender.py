@@ -1,0 +1,124 @@
+"""Send one lane of a link over a runner that may lose, repeat and reorder: go-back-N by ledger."""
+
+import collections
+from collections.abc import Callable
+
+from schemas.batches import ChangeBatch
+from schemas.positions import Position
+from transforms.capture.spool import Spool
+from transforms.join_batches import join_batches
+
+
+class LaneSender:
+    """Decides which batch leaves next and when to send again.
+
+    The store's ledger is the only acknowledgement. At most `in_flight_rows` rows are under
+    way beyond it, so no runner buffer grows with a backlog; when the ledger stands still for
+    `resend_s` with something under way, or the store comes back, everything after the ledger
+    is sent again. Delivery trims what it has already applied (ADR 0003).
+
+    Not thread-safe: the caller holds one lock around it.
+
+    Args:
+      spool: where the lane's batches wait, oldest first.
+      in_flight_rows: credit; one batch may always be under way, however large.
+      gather_rows, gather_s: small batches are joined until there are so many rows, or the
+        oldest has waited so long.
+      resend_s: patience with a ledger that stands still.
+      monotonic: seconds, never going back.
+    """
+
+    def __init__(
+        self,
+        spool: Spool,
+        in_flight_rows: int,
+        gather_rows: int,
+        gather_s: float,
+        resend_s: float,
+        monotonic: Callable[[], float],
+    ):
+        self._spool = spool
+        self._credit = in_flight_rows
+        self._gather_rows = gather_rows
+        self._gather_s = gather_s
+        self._resend_s = resend_s
+        self._monotonic = monotonic
+        self._waiting_since: float | None = None
+        self._under_way: collections.deque[tuple[Position, int]] = collections.deque()
+        self._under_way_rows = 0
+        self._moved_at = monotonic()
+        self._store_up = True
+        self.resends = 0
+
+    @property
+    def under_way_rows(self) -> int:
+        """Rows sent and not in the ledger."""
+        return self._under_way_rows
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits and nothing is under way."""
+        return not self._under_way and not self._spool.pending
+
+    def add(self, batch: ChangeBatch) -> None:
+        """Takes the next batch of the lane, which begins where the last one ended."""
+        self._spool.append(batch)
+        if self._waiting_since is None:
+            self._waiting_since = self._monotonic()
+
+    def next(self) -> ChangeBatch | None:
+        """Returns the batch to send now, or None while there is none or no credit for it."""
+        now = self._monotonic()
+        if self._under_way and now - self._moved_at >= self._resend_s:
+            self._rewind(now)
+        if not self._store_up or not self._ready(now):
+            return None
+        parts: list[ChangeBatch] = []
+        rows = 0
+        while (head := self._spool.peek()) is not None:
+            if parts and rows + head[1] > self._gather_rows:
+                break
+            if self._under_way and self._under_way_rows + rows + head[1] > self._credit:
+                break
+            parts.append(self._spool.take())
+            rows += head[1]
+        if not parts:
+            return None
+        self._waiting_since = now if self._spool.pending else None
+        if not self._under_way:
+            self._moved_at = now
+        self._under_way.append((parts[-1].end, rows))
+        self._under_way_rows += rows
+        return join_batches(parts)
+
+    def on_ledger(self, position: Position) -> None:
+        """Learns how far the store has applied this lane; the store is reachable."""
+        now = self._monotonic()
+        self._spool.acknowledge(position)
+        while self._under_way and self._under_way[0][0] <= position:
+            self._under_way_rows -= self._under_way.popleft()[1]
+            self._moved_at = now
+        if not self._store_up:
+            self._store_up = True
+            self._rewind(now)
+
+    def on_store_lost(self) -> None:
+        """Learns that the store cannot be reached: nothing is sent until it can."""
+        self._store_up = False
+
+    def _ready(self, now: float) -> bool:
+        head = self._spool.peek()
+        if head is None:
+            return False
+        waited = now - (self._waiting_since if self._waiting_since is not None else now)
+        return waited >= self._gather_s or self._spool.pending_rows >= self._gather_rows
+
+    def _rewind(self, now: float) -> None:
+        if self._under_way:
+            self.resends += 1
+        self._spool.rewind()
+        self._under_way.clear()
+        self._under_way_rows = 0
+        self._moved_at = now
+        if self._spool.pending:
+            self._waiting_since = now - self._gather_s

@@ -28,16 +28,15 @@ class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: typing.ClassVar[dict] = {}
 
     def construct_mapping(self, node, deep=False):
-        self.flatten_mapping(node)
         seen = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, collections.abc.Hashable):
                 raise yaml.MarkedYAMLError(None, None, "a key is a list", key_node.start_mark)
             if key in seen:
-                raise yaml.MarkedYAMLError(
-                    None, None, f"`{key}` stands twice", key_node.start_mark
-                )
+                raise yaml.MarkedYAMLError(None, None, f"`{key}` stands twice", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
 

@@ -1,5 +1,6 @@
 """Join consecutive change batches of one link and lane into one."""
 
+import itertools
 from collections.abc import Sequence
 
 import pyarrow as pa
@@ -19,7 +20,7 @@ def join_batches(batches: Sequence[ChangeBatch]) -> ChangeBatch:
     first, last = batches[0], batches[-1]
     if len(batches) == 1:
         return first
-    for earlier, later in zip(batches, batches[1:], strict=False):
+    for earlier, later in itertools.pairwise(batches):
         if (earlier.link, earlier.lane, earlier.end) != (later.link, later.lane, later.begin):
             raise ValueError(f"batches do not join on: {earlier.end} then {later.begin}")
     parts: dict[str, list[pa.RecordBatch]] = {}

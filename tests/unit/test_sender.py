@@ -1,8 +1,10 @@
 """Go-back-N over a runner that loses, repeats and reorders."""
 
+import itertools
 import random
 
 import pytest
+
 from schemas.batches import ChangeBatch, Lane
 from schemas.positions import SEQ_END, START, Position
 from transforms.capture.sender import LaneSender
@@ -23,7 +25,7 @@ def batch(begin: Position, end: Position) -> ChangeBatch:
 
 def chain(count: int) -> list[ChangeBatch]:
     ends = [START, *(Position(10 * i, SEQ_END) for i in range(1, count + 1))]
-    return [batch(a, b) for a, b in zip(ends, ends[1:], strict=False)]
+    return [batch(a, b) for a, b in itertools.pairwise(ends)]
 
 
 def sender_of(clock: Clock, **changes) -> LaneSender:

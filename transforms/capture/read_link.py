@@ -9,10 +9,10 @@ from apache_beam.io.unbounded_source import (
     UnboundedSource,
 )
 from apache_beam.utils.timestamp import Timestamp
+from schemas.wire import ChangeBatchCoder
 
 from schemas.batches import ChangeBatch
 from schemas.links import LinkSettings
-from schemas.wire import ChangeBatchCoder
 from transforms.capture.link_reader import LinkReader, live_reader
 
 # A read that waits inside its bundle meets a change within a millisecond, where one that

@@ -1,0 +1,68 @@
+"""Decide where a link's reading begins: on with the stream, or with a snapshot, and why."""
+
+import dataclasses
+import enum
+
+from schemas.errors import CampusSyncError
+from schemas.positions import SEQ_END, START, Position
+
+
+class SourceRewound(CampusSyncError):
+    """The source's log ends before the ledger: it was restored from a backup or replaced."""
+
+
+class Reason(enum.StrEnum):
+    """Why a snapshot is taken; kept in `sync.snapshot`."""
+
+    FIRST = "first"
+    SLOT_MISSING = "slot_missing"
+    SLOT_INVALIDATED = "slot_invalidated"
+    LEDGER_BEHIND = "ledger_behind"
+    INTERRUPTED = "interrupted"
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """What both ends say when a link starts.
+
+    Attributes:
+      ledger: the routine lane's durable position, or None if the link has none.
+      snapshot_lsn: L0 of the link's latest snapshot, or None.
+      slot_exists, slot_lost: the replication slot; lost means its log is gone.
+      confirmed_lsn: what the slot was advanced to, 0 if it does not exist.
+      log_end_lsn: end of the source's log now.
+    """
+
+    ledger: Position | None
+    snapshot_lsn: int | None
+    slot_exists: bool
+    slot_lost: bool
+    confirmed_lsn: int
+    log_end_lsn: int
+
+
+def snapshot_reason(known: Known) -> Reason | None:
+    """Returns why a snapshot is needed, or None if the stream joins on to the ledger.
+
+    Raises:
+      SourceRewound: the ledger is ahead of the source's log; going on would leave new
+        changes with old positions.
+    """
+    if known.ledger is not None and known.ledger.lsn > known.log_end_lsn:
+        raise SourceRewound(
+            "the ledger is ahead of the source's log: the source was restored from a backup or "
+            "replaced. Stop the link, empty its rows and ledger in the store "
+            "(`campus-sync reseed`), then start it again."
+        )
+    if known.ledger is None or known.ledger == START:
+        return Reason.FIRST
+    interrupted = known.snapshot_lsn is not None and known.ledger < (known.snapshot_lsn, SEQ_END)
+    if interrupted:
+        return Reason.INTERRUPTED
+    if not known.slot_exists:
+        return Reason.SLOT_MISSING
+    if known.slot_lost:
+        return Reason.SLOT_INVALIDATED
+    if known.confirmed_lsn > known.ledger.acknowledgeable_lsn:
+        return Reason.LEDGER_BEHIND
+    return None

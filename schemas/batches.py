@@ -53,6 +53,8 @@ class RawChanges:
         then the old key as `_old.<column>` (utf8, null unless the key changed).
       truncates: source tables truncated, with the place: held for a person, never applied.
       sweeps: tables whose snapshot ends here: rows of older positions are gone.
+      rejects: changes that no table above holds, refused because their text is not UTF-8; each
+        is counted in `captured`.
     """
 
     begin: Position
@@ -62,6 +64,7 @@ class RawChanges:
     tables: dict[str, pa.RecordBatch]
     truncates: tuple[tuple[str, Position], ...] = ()
     sweeps: tuple[tuple[str, Position], ...] = ()
+    rejects: tuple["Reject", ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

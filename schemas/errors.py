@@ -13,3 +13,36 @@ class DataError(CampusSyncError):
     """A change that must be refused. `code` is the dead letter's reason; no arguments."""
 
     code = "data"
+
+
+class DeadLetterDamagedError(DataError):
+    """A sealed dead letter is not as it was sealed: it is not opened."""
+
+    code = "dead_letter_damaged"
+
+
+class SealBrokenError(DataError):
+    """A change batch is not as it was sealed at capture."""
+
+    code = "seal_broken"
+
+
+class WireFormatError(DataError):
+    """Bytes are not a change batch of a version that is known here."""
+
+    code = "wire_format"
+
+
+class StoreUnavailable(CampusSyncError):
+    """A consult store cannot take changes now: nothing of the batch is in it; send it again.
+
+    The text names server and SQLSTATE only.
+    """
+
+
+class ConservationBroken(CampusSyncError):
+    """A delivery would lose or double a change by its own count: it was rolled back."""
+
+
+class SourceUnavailable(CampusSyncError):
+    """A source cannot be reached or dropped the connection: trying again may help."""

@@ -1,4 +1,4 @@
-"""The canonical tables: declared once; DDL, merge SQL, digest order and documents derive from them."""
+"""The canonical tables, declared once: DDL, merge SQL, digests and documents derive from them."""
 
 import dataclasses
 import enum

@@ -1,0 +1,135 @@
+"""The campus-sync command: parses, calls one verb, and turns errors into words and exit codes."""
+
+import argparse
+import collections.abc
+import importlib
+import pathlib
+import sys
+
+from schemas.errors import CampusSyncError, ConfigError
+
+OK, WRONG, USAGE = 0, 1, 2
+
+Handler = collections.abc.Callable[[argparse.Namespace], int]
+
+
+def _verb(module: str, function: str) -> Handler:
+    """Returns a handler that imports its module only when its verb is called."""
+
+    def call(options: argparse.Namespace) -> int:
+        return getattr(importlib.import_module(module), function)(options)
+
+    return call
+
+
+def parser() -> argparse.ArgumentParser:
+    """Returns the parser of every verb."""
+    root = argparse.ArgumentParser(
+        prog="campus-sync",
+        description="Keeps a multi-campus hospital's records in step, and proves it.",
+        epilog="Exit code: 0 done, 1 the data are not as they should be, 2 usage or configuration.",
+    )
+    verbs = root.add_subparsers(dest="verb", required=True, metavar="VERB")
+    _add_try(verbs)
+    _add_operate(verbs)
+    _add_look(verbs)
+    return root
+
+
+def _add_try(verbs) -> None:
+    demo = verbs.add_parser("demo", help="run the whole system on an embedded world")
+    demo.add_argument("--seconds", type=int, default=30, help="of traffic (default 30)")
+    demo.add_argument("--rate", type=int, default=200, help="row changes a second (default 200)")
+    demo.add_argument("--seed", type=int, default=1)
+    demo.add_argument("--report-dir", type=pathlib.Path, help="keep the report here")
+    demo.add_argument("--dir", type=pathlib.Path, help="keep the world here")
+    demo.add_argument("--json", action="store_true")
+    demo.set_defaults(handler=_verb("runners.demo", "demo"))
+
+    world = verbs.add_parser("world", help="start or stop the embedded campuses")
+    world.add_argument("action", choices=["up", "down", "status"])
+    world.add_argument("--dir", type=pathlib.Path, required=True)
+    world.add_argument("--json", action="store_true")
+    world.set_defaults(handler=_verb("runners.try_out", "world"))
+
+    traffic = verbs.add_parser("traffic", help="write seeded hospital traffic into the sources")
+    _add_config(traffic)
+    traffic.add_argument("--rate", type=int, default=200, help="row changes a second")
+    traffic.add_argument("--seconds", type=float, default=60)
+    traffic.add_argument("--seed", type=int, default=1)
+    traffic.add_argument("--preload", type=int, default=0, help="patients to begin with")
+    traffic.set_defaults(handler=_verb("runners.try_out", "traffic"))
+
+
+def _add_operate(verbs) -> None:
+    run = verbs.add_parser(
+        "run", help="carry changes until stopped", epilog="Beam options may follow."
+    )
+    _add_config(run)
+    run.add_argument("--runner", choices=["flink", "dataflow"], default="flink")
+    run.add_argument("--no-check", action="store_true", help="start without preflight")
+    run.add_argument("--dry-run", action="store_true", help="translate and check, do not start")
+    run.set_defaults(handler=_verb("runners.run", "run"), beam=True)
+
+    check = verbs.add_parser("check", help="preflight: what would go wrong, with the remedy")
+    _add_config(check)
+    check.add_argument("--json", action="store_true")
+    check.set_defaults(handler=_verb("runners.run", "check"))
+
+    letters = verbs.add_parser("dead-letters", help="changes that were refused")
+    letters.add_argument("action", choices=["list", "show", "replay"])
+    letters.add_argument("letter", nargs="*", help="letter ids; replay without ids takes all open")
+    _add_config(letters)
+    letters.add_argument("--json", action="store_true")
+    letters.set_defaults(handler=_verb("runners.dead_letters", "dead_letters"))
+
+    reseed = verbs.add_parser("reseed", help="snapshot a link again after a restored source")
+    reseed.add_argument("link", help="source>store")
+    _add_config(reseed)
+    reseed.set_defaults(handler=_verb("runners.run", "reseed"))
+
+
+def _add_look(verbs) -> None:
+    for name, text in (
+        ("status", "live state of every link"),
+        ("report", "the SLA report"),
+        ("compare", "compare sources and stores by content"),
+    ):
+        verb = verbs.add_parser(name, help=text)
+        _add_config(verb)
+        verb.add_argument("--json", action="store_true")
+        verb.set_defaults(handler=_verb("runners.look", name))
+        if name == "status":
+            verb.add_argument("--once", action="store_true", help="print once instead of live")
+        if name == "report":
+            verb.add_argument("--dir", type=pathlib.Path, default=pathlib.Path("report"))
+            verb.add_argument("--no-compare", action="store_true", help="leave the contents out")
+        if name == "compare":
+            verb.add_argument("--show-keys", action="store_true", help="name record ids")
+
+
+def _add_config(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--config", type=pathlib.Path, required=True, help="campuses.yaml")
+
+
+def main(arguments: collections.abc.Sequence[str] | None = None) -> int:
+    """Runs one verb; returns the exit code."""
+    root = parser()
+    options, rest = root.parse_known_args(arguments)
+    if rest and not getattr(options, "beam", False):
+        root.error(f"unrecognized arguments: {' '.join(rest)}")
+    options.rest = rest
+    try:
+        return options.handler(options)
+    except ConfigError as error:
+        print(f"campus-sync: {error}", file=sys.stderr)
+        return USAGE
+    except CampusSyncError as error:
+        print(f"campus-sync: {error}", file=sys.stderr)
+        return WRONG
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

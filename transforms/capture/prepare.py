@@ -1,0 +1,129 @@
+"""Prepare what was decoded: canonical rows, urgent copies, digests, manifest and seal."""
+
+import dataclasses
+
+import numpy as np
+import pyarrow as pa
+
+from schemas.batches import CHANGE_FIELDS, ChangeBatch, Lane, RawChanges
+from schemas.emergency_rules import load_rules
+from schemas.entities import TABLES
+from schemas.links import LinkSettings
+from schemas.mappings import load_mapping
+from schemas.positions import Position
+from schemas.wire import seal
+from transforms.checksum import digest_rows, manifest
+from transforms.classify_lanes import Classifier, Escalations
+from transforms.harmonise import Harmoniser
+from transforms.join_batches import concat_rows
+from transforms.seal_dead_letters import Sealer
+
+_DIGEST = [field.name for field in CHANGE_FIELDS].index("_digest")
+# Commit times follow commit LSNs only roughly: a commit stamps its time before it is logged.
+WATERMARK_SLACK_US = 1_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """What one stretch of the log became.
+
+    Attributes:
+      routine: everything in it, unsealed, with no digests yet.
+      urgent: complete urgent rows by table.
+      escalations: opened and closed by it, as in `ChangeBatch`.
+      opened: patients newly under emergency, whose waiting rows follow.
+    """
+
+    routine: ChangeBatch
+    urgent: dict[str, pa.RecordBatch]
+    escalations: tuple[tuple[str, str, int, int, bool], ...]
+    opened: frozenset[str]
+
+
+class Preparer:
+    """Turns `RawChanges` of one link into change batches; the patients under emergency are state.
+
+    Args:
+      settings: the link.
+      escalations: who is under emergency when reading starts, from the store.
+    """
+
+    def __init__(self, settings: LinkSettings, escalations: Escalations):
+        self._settings = settings
+        self._harmoniser = Harmoniser(load_mapping(settings.mapping))
+        self._classifier = Classifier(load_rules(settings.rules), settings.source)
+        self._sealer = Sealer(settings.key_ref)
+        self._escalations = escalations
+
+    def prepare(self, raw: RawChanges, begin: Position, read_us: int) -> Prepared:
+        """Harmonises and classifies; `begin` is where the link's last batch ended."""
+        harmonised = self._harmoniser.apply(raw)
+        rejects = [*raw.rejects, *harmonised.rejects]
+        classified = self._classifier.classify(harmonised.tables, self._escalations)
+        self._escalations = self._escalations.after(classified.escalations)
+        routine = ChangeBatch(
+            link=self._settings.name,
+            lane=Lane.ROUTINE,
+            begin=begin,
+            end=raw.end,
+            captured=raw.captured + len(raw.truncates),
+            commit_us_max=raw.commit_us_max,
+            watermark_us=raw.commit_us_max - WATERMARK_SLACK_US,
+            read_us=read_us,
+            tables=harmonised.tables,
+            dead=tuple(self._sealer.seal(reject, self._settings.name) for reject in rejects),
+            holds=raw.truncates,
+            sweeps=raw.sweeps,
+        )
+        urgent = {
+            name: rows.filter(pa.array(classified.masks[name]))
+            for name, rows in harmonised.tables.items()
+            if classified.masks[name].any()
+        }
+        opened = frozenset(change[0] for change in classified.escalations if change[4])
+        return Prepared(routine, urgent, tuple(classified.escalations), opened)
+
+    def emergency(
+        self, prepared: Prepared, begin: Position, waiting: dict[str, list[pa.RecordBatch]]
+    ) -> ChangeBatch | None:
+        """Returns the emergency batch of this stretch, or None if nothing in it is urgent.
+
+        `waiting` are rows of newly urgent patients that the routine lane has not delivered.
+        """
+        tables = dict(prepared.urgent)
+        for name, parts in waiting.items():
+            rows = _complete(concat_rows(parts))
+            if rows.num_rows:
+                own = [tables[name]] if name in tables else []
+                tables[name] = concat_rows([rows, *own])
+        if not tables and not prepared.escalations:
+            return None
+        routine = prepared.routine
+        return dataclasses.replace(
+            routine,
+            lane=Lane.EMERGENCY,
+            begin=begin,
+            captured=sum(rows.num_rows for rows in tables.values()),
+            tables=tables,
+            dead=(),
+            holds=(),
+            sweeps=(),
+            escalations=prepared.escalations,
+        )
+
+    def finish(self, batch: ChangeBatch) -> ChangeBatch:
+        """Returns the batch with digests, manifest and seal: ready to travel."""
+        tables = {}
+        entries = []
+        window_us = self._settings.limits.window_s * 1_000_000
+        for name, rows in batch.tables.items():
+            digests = digest_rows(TABLES[name], rows)
+            rows = rows.set_column(_DIGEST, rows.schema.field(_DIGEST), digests)
+            tables[name] = rows
+            entries += manifest(TABLES[name], rows, window_us)
+        return seal(dataclasses.replace(batch, tables=tables, manifest=tuple(entries)))
+
+
+def _complete(rows: pa.RecordBatch) -> pa.RecordBatch:
+    """Drops what must not be copied ahead: rows with values that only the store knows."""
+    return rows.filter(pa.array(rows["_unchanged"].to_numpy() == np.uint64(0)))

@@ -1,0 +1,207 @@
+"""The ledger of a consult store: how far each link and lane has been applied, and what is known."""
+
+import dataclasses
+import typing
+from collections.abc import Sequence
+
+import psycopg
+
+from schemas.batches import Lane
+from schemas.positions import SEQ_END, START, Position
+from schemas.receipts import Counts
+from transforms.classify_lanes import Escalations
+from transforms.deliver import store_schema
+
+Span = tuple[Position, Position]  # (begin exclusive, end inclusive].
+
+
+class Progress(typing.NamedTuple):
+    """What a link's reader needs to know of the store; positions are durable, None if unknown.
+
+    `snapshot_lsn` is L0 of the link's latest snapshot.
+    """
+
+    routine: Position | None
+    emergency: Position | None
+    snapshot_lsn: int | None = None
+
+
+def connect(dsn: str) -> psycopg.Connection:
+    """Returns an autocommit connection to a store whose schema is in place.
+
+    Raises:
+      psycopg.OperationalError: the store cannot be reached.
+      ConfigError: its schema is newer than this software.
+    """
+    conn = psycopg.connect(dsn, autocommit=True, application_name="campus_sync")
+    try:
+        store_schema.ensure(conn)
+    except BaseException:
+        conn.close()
+        raise
+    return conn
+
+
+def read(conn: psycopg.Connection, link: str) -> Progress:
+    """Returns the link's progress as a crash of the store would leave it.
+
+    The store may commit asynchronously: rows and ledger are then lost together or not at all,
+    but a position must be acknowledged to the source only once it is on the store's disk
+    (trap 3). The log's insert position is taken after the ledger was seen, so it covers the
+    commit; where the flush has not come so far, an empty synchronous commit forces it.
+    """
+    rows = conn.execute(_READ, (link,)).fetchall()
+    insert, flushed, snapshot_lsn = conn.execute(_FLUSHED, (link,)).fetchone()
+    if flushed < insert:
+        with conn.transaction():
+            conn.execute("SET LOCAL synchronous_commit = local")
+            conn.execute("SELECT pg_current_xact_id(), pg_logical_emit_message(true, '', '')")
+    lanes = {lane: Position(lsn, seq) for lane, lsn, seq in rows}
+    return Progress(lanes.get(Lane.ROUTINE), lanes.get(Lane.EMERGENCY), snapshot_lsn)
+
+
+def escalations(conn: psycopg.Connection, campus: str) -> Escalations:
+    """Returns who is under emergency at `campus`, as the store has it."""
+    rows = conn.execute(
+        'SELECT patient_id, rule, lsn, seq, "open" FROM sync.escalation WHERE campus = %s',
+        (campus,),
+    )
+    return Escalations.from_rows(rows.fetchall())
+
+
+def begin_snapshot(conn: psycopg.Connection, link: str, lsn: int, reason: str) -> None:
+    """Notes that the link is being read whole as of `lsn`; may be called again."""
+    conn.execute(
+        "INSERT INTO sync.snapshot (link, lsn, state, reason) VALUES (%s, %s, 'running', %s)"
+        " ON CONFLICT (link, lsn) DO UPDATE SET state = 'running', reason = excluded.reason,"
+        " started_at = now(), finished_at = NULL",
+        (link, lsn, reason),
+    )
+
+
+_READ = "SELECT lane, lsn, seq FROM sync.progress WHERE link = %s"
+_FLUSHED = """\
+SELECT pg_current_wal_insert_lsn(), pg_current_wal_flush_lsn(),
+    (SELECT max(lsn) FROM sync.snapshot WHERE link = %s)"""
+
+
+@dataclasses.dataclass(frozen=True)
+class LedgerState:
+    """One lane's ledger under its lock.
+
+    Attributes:
+      position: everything up to here is applied.
+      islands: what is applied beyond it, ordered, apart from it and from one another.
+      sweeps: source table to the LSN of the snapshot that told what was gone before it.
+      snapshot_running: whether a snapshot of the link is not noted as done.
+    """
+
+    position: Position
+    islands: tuple[Span, ...] = ()
+    sweeps: dict[str, int] = dataclasses.field(default_factory=dict)
+    snapshot_running: bool = False
+
+    def covered_in(self, begin: Position, end: Position) -> list[Span]:
+        """Returns the parts of (begin, end] that have been applied, in order."""
+        spans = [(Position(-1, 0), self.position), *self.islands]
+        parts = [(max(begin, low), min(end, high)) for low, high in spans]
+        return [(low, high) for low, high in parts if low < high]
+
+    def covers(self, begin: Position, end: Position) -> bool:
+        """Whether all of (begin, end] has been applied; an empty range where it stands."""
+        if begin >= end:
+            return end <= self.position
+        return (begin, end) in self.covered_in(begin, end)
+
+    def joins(self, begin: Position) -> bool:
+        """Whether a batch that begins there leaves no gap."""
+        return begin <= self.position
+
+    def with_applied(self, begin: Position, end: Position) -> "LedgerState":
+        """Returns the state once (begin, end] is applied: islands that touch become one."""
+        position, islands = self.position, []
+        for low, high in sorted([*self.islands, (begin, end)]):
+            if low <= position:
+                position = max(position, high)
+            elif islands and low <= islands[-1][1]:
+                islands[-1] = (islands[-1][0], max(islands[-1][1], high))
+            else:
+                islands.append((low, high))
+        return dataclasses.replace(self, position=position, islands=tuple(islands))
+
+
+_LOCK = "SELECT lsn, seq FROM sync.progress WHERE link = %s AND lane = %s FOR UPDATE"
+_CREATE = """\
+INSERT INTO sync.progress (link, lane, lsn, seq, captured, delivered, duplicates, superseded,
+    held, dead, swept, commit_us, watermark_us)
+VALUES (%s, %s, %s, %s, 0, 0, 0, 0, 0, 0, 0, 0, 0) ON CONFLICT (link, lane) DO NOTHING"""
+# One row a fact, so that one statement after the lock sees what its last holder committed.
+_KNOWN = """\
+SELECT 'island', '', begin_lsn, begin_seq, end_lsn, end_seq FROM sync.island
+    WHERE link = %(link)s AND lane = %(lane)s
+UNION ALL SELECT 'sweep', src_table, lsn, 0, 0, 0 FROM sync.sweep WHERE link = %(link)s
+UNION ALL SELECT 'running', '', lsn, 0, 0, 0 FROM sync.snapshot
+    WHERE link = %(link)s AND state = 'running'"""
+_SAVE = """\
+UPDATE sync.progress SET lsn = %s, seq = %s, captured = captured + %s,
+    delivered = delivered + %s, duplicates = duplicates + %s, superseded = superseded + %s,
+    held = held + %s, dead = dead + %s, swept = swept + %s,
+    commit_us = greatest(commit_us, %s), watermark_us = greatest(watermark_us, %s),
+    updated_at = clock_timestamp()
+WHERE link = %s AND lane = %s"""
+_DONE = """\
+UPDATE sync.snapshot SET state = 'done', finished_at = now()
+WHERE link = %s AND state = 'running' AND (lsn, %s) <= (%s, %s)"""
+
+
+def lock(conn: psycopg.Connection, link: str, lane: Lane) -> LedgerState:
+    """Locks a lane's ledger until the transaction ends and returns it; creates it if absent."""
+    names = {"link": link, "lane": lane.value}
+    while True:
+        with conn.pipeline():
+            locked = conn.execute(_LOCK, (link, lane.value), prepare=True)
+            known = conn.execute(_KNOWN, names, prepare=True)
+        row = locked.fetchone()
+        if row is not None:
+            break
+        conn.execute(_CREATE, (link, lane.value, *START))
+    islands, sweeps, running = [], {}, False
+    for kind, table, lsn, seq, end_lsn, end_seq in known.fetchall():
+        if kind == "island":
+            islands.append((Position(lsn, seq), Position(end_lsn, end_seq)))
+        elif kind == "sweep":
+            sweeps[table] = lsn
+        else:
+            running = True
+    return LedgerState(Position(*row), tuple(sorted(islands)), sweeps, running)
+
+
+def save(
+    conn: psycopg.Connection,
+    link: str,
+    lane: Lane,
+    before: LedgerState,
+    after: LedgerState,
+    counts: Counts,
+    swept: int,
+    commit_us: int,
+    watermark_us: int,
+) -> None:
+    """Moves the locked ledger; to be the transaction's last work."""
+    place = (link, lane.value)
+    numbers = (*after.position, *counts, swept, commit_us, watermark_us)
+    conn.execute(_SAVE, (*numbers, *place), prepare=True)
+    if before.islands != after.islands:
+        _save_islands(conn, place, after.islands)
+    if after.snapshot_running and lane is Lane.ROUTINE:
+        conn.execute(_DONE, (link, SEQ_END, *after.position))
+
+
+def _save_islands(conn, place: tuple[str, str], islands: Sequence[Span]) -> None:
+    conn.execute("DELETE FROM sync.island WHERE link = %s AND lane = %s", place)
+    for begin, end in islands:
+        conn.execute(
+            "INSERT INTO sync.island (link, lane, begin_lsn, begin_seq, end_lsn, end_seq)"
+            " VALUES (%s, %s, %s, %s, %s, %s)",
+            (*place, *begin, *end),
+        )

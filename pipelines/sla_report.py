@@ -33,8 +33,7 @@ from schemas.reports import (
     Snapshot,
     State,
 )
-from schemas.sketches import LagSketch, merge_all
-from transforms.measure_lag import WINDOW_S
+from schemas.sketches import WINDOW_S, LagSketch, merge_all
 
 POINTS_MAX = 240  # A chart shows no more.
 _GAPS_MAX = 50

@@ -61,8 +61,7 @@ def carry(root: beam.Pipeline, link: LinkSettings) -> tuple[beam.PCollection, be
     emergency = lanes[Lane.EMERGENCY] | f"DeliverEmergency {name}" >> DeliverEmergency(link)
     routine = (
         lanes[Lane.ROUTINE]
-        | f"KeyByLink {name}"
-        >> beam.WithKeys(lambda batch: batch.link).with_output_types(tuple[str, ChangeBatch])
+        | f"KeyByLink {name}" >> beam.Map(_keyed).with_output_types(tuple[str, ChangeBatch])
         | f"BatchRoutine {name}"
         >> BatchRoutine(
             window_s=limits.window_s,
@@ -73,3 +72,7 @@ def carry(root: beam.Pipeline, link: LinkSettings) -> tuple[beam.PCollection, be
         | f"DeliverRoutine {name}" >> DeliverRoutine(link)
     )
     return emergency, routine
+
+
+def _keyed(batch: ChangeBatch) -> tuple[str, ChangeBatch]:
+    return batch.link, batch

@@ -4,6 +4,7 @@ import base64
 import binascii
 import bz2
 import collections.abc
+import contextlib
 import copy
 import dataclasses
 import importlib.util
@@ -88,15 +89,15 @@ def dry_run(
 
     Raises:
       ConfigError: an option is missing or wrong, a step cannot run there, or a secret was
-        pickled; all that was found, each with its remedy.
+        pickled; all that is wrong with the options, or then with the pipeline, with remedies.
     """
     options = _adjusted(options)
-    problems = check_options(options)
+    if problems := check_options(options):
+        raise ConfigError("\n".join(problems))
     pipeline = beam.Pipeline(runner=DataflowRunner(), options=options)
     build(pipeline)
     proto = _translate(pipeline, options)
-    problems += check_pipeline(proto, secrets)
-    if problems:
+    if problems := check_pipeline(proto, secrets):
         raise ConfigError("\n".join(problems))
     work_dir.mkdir(parents=True, exist_ok=True)
     pipeline_file = work_dir / PIPELINE_FILE
@@ -267,10 +268,8 @@ def find_secret(
 
 def _forms(secret: bytes) -> tuple[bytes, ...]:
     forms = [secret, base64.b64encode(secret), secret.hex().encode()]
-    try:
+    with contextlib.suppress(binascii.Error):
         forms.append(base64.b64decode(secret, validate=True))
-    except binascii.Error:
-        pass
     return tuple(form for form in forms if len(form) >= 6)  # Shorter ones occur by chance.
 
 

@@ -29,8 +29,9 @@ from apache_beam.utils.subprocess_server import pick_port
 
 from runners import jars, processes
 from runners.options import SyncOptions
+from runners.pulse import read_at_pulse
 from runners.workers import WorkerPool
-from schemas.errors import CampusSyncError
+from schemas.errors import CampusSyncError, ConfigError
 
 JAVA_VERSIONS = (11, 17)  # What Flink 1.19 runs on; tested with 17.
 _MAIN_CLASS = "org.apache.beam.runners.flink.FlinkJobServerDriver"
@@ -53,7 +54,6 @@ _MESSAGE_BYTES_MAX = 2**31 - 1
 
 State = beam_job_api_pb2.JobState
 _ENDED = frozenset((State.DONE, State.DRAINED, State.FAILED, State.CANCELLED, State.STOPPED))
-_LOGGER = logging.getLogger(__name__)
 
 
 class EngineError(CampusSyncError):
@@ -302,6 +302,7 @@ class _Supervisor:
         self._running_since: float | None = None
 
     def run(self) -> Outcome:
+        self._check()
         class_path = jars.fetch_jars(self._sync.maven_repository)
         find_java(self._sync.java)
         failures = 0
@@ -325,6 +326,14 @@ class _Supervisor:
                 pause = _BACKOFF_S[min(failures, len(_BACKOFF_S)) - 1] * (0.5 + self._jitter())
                 if self._stop.wait(pause):
                     return Outcome.STOPPED
+
+    def _check(self) -> None:
+        flink = self._options.view_as(FlinkRunnerOptions)
+        if self._sync.read == "pulse" and flink.parallelism not in (-1, 1):
+            raise ConfigError(
+                "--read=pulse needs --parallelism=1: every task would read each source. "
+                "Remedy: leave --parallelism away; links run in parallel all the same."
+            )
 
     def _run_once(self, class_path: tuple[pathlib.Path, ...]) -> Outcome:
         self._report(Event("starting", self._attempt))
@@ -368,6 +377,8 @@ class _Supervisor:
         self._options.view_as(PortableOptions).job_endpoint = server.endpoint
         pipeline = beam.Pipeline(runner=PortableRunner(), options=self._options)
         self._build(pipeline)
+        if self._sync.read == "pulse":
+            read_at_pulse(pipeline)
         try:
             return _Job(pipeline, server.jobs())
         except grpc.RpcError as error:
@@ -412,7 +423,7 @@ def run_on_flink(
     Args:
       build: wires the pipeline; called once an attempt.
       options: from `options.parse`; `--flink_master host:port` uses a cluster.
-      work_dir: `flink.log` and `worker.log` go there.
+      work_dir: `flink.log`, `worker.log` and this process's `job.log` go there.
       stop: ends the run when set. Without it, and in the main thread, SIGINT and SIGTERM do;
         a second SIGINT does not wait for the job's end.
       report: hears of each start, failure and end, from this thread.
@@ -425,8 +436,23 @@ def run_on_flink(
       EngineError: no Java, or more than `--restarts_max` failures in a row.
       JarsError: the engine's libraries cannot be had.
     """
-    with _stopped_by_signals(stop) as event:
+    with _logging_to(work_dir / "job.log"), _stopped_by_signals(stop) as event:
         return _Supervisor(build, options, work_dir, event, report, jitter).run()
+
+
+@contextlib.contextmanager
+def _logging_to(path: pathlib.Path) -> typing.Iterator[None]:
+    """Sends what libraries log in this process to a file, for the time of a run."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, encoding="utf-8", delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        handler.close()
 
 
 @contextlib.contextmanager

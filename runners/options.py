@@ -3,16 +3,12 @@
 import argparse
 import collections.abc
 import difflib
-import logging
 import pathlib
 
 from apache_beam.options import pipeline_options
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from schemas.errors import ConfigError
-
-RUNNERS = ("flink", "direct", "dataflow")
-LATENCY_EXPERIMENT = "data_buffer_time_limit_ms"
 
 
 class SyncOptions(PipelineOptions):
@@ -31,6 +27,13 @@ class SyncOptions(PipelineOptions):
             help="Python workers as processes of their own, or in the submitting process.",
         )
         parser.add_argument(
+            "--read",
+            choices=["pulse", "splittable"],
+            default="pulse",
+            help="How Flink paces unbounded reads: pulse keeps its memory bounded; splittable is"
+            " Beam's own, with watermarks.",
+        )
+        parser.add_argument(
             "--restarts_max",
             type=int,
             default=5,
@@ -42,19 +45,20 @@ class FlinkTuning(PipelineOptions):
     """Options of Beam's Java runner for Flink, which the Python SDK does not know.
 
     Declared here so that a typing slip is refused and `--name=value` works too. The defaults
-    give low latency; see docs/adr for the measurements.
+    give low latency, and no checkpoints: the ledgers in the stores are the truth, a checkpoint
+    would only put patients' data on a disk and wait for every read.
     """
 
     @classmethod
     def _add_argparse_args(cls, parser: argparse.ArgumentParser) -> None:
         for name, default, text in (
-            ("checkpointing_interval", 2000, "Milliseconds between checkpoints."),
+            ("checkpointing_interval", -1, "Milliseconds between checkpoints; -1: none."),
             ("max_bundle_time_mills", 20, "Longest wait for a bundle to fill, milliseconds."),
-            ("max_bundle_size", 100, "Most elements in a bundle."),
+            ("max_bundle_size", 1, "Most elements in a bundle; an element is a batch of rows."),
             ("checkpoint_timeout_millis", None, "A checkpoint that takes longer is given up."),
             ("min_pause_between_checkpoints", None, "Milliseconds from one to the next."),
-            ("number_of_execution_retries", None, "Restarts by Flink itself."),
-            ("execution_retry_delay", None, "Milliseconds between those."),
+            ("number_of_execution_retries", 10, "Restarts by Flink itself, before ours."),
+            ("execution_retry_delay", 500, "Milliseconds before each of those."),
             ("environment_expiration_millis", None, "Replace a worker after so long."),
             ("shutdown_sources_after_idle_ms", None, "End a job whose sources have ended."),
         ):
@@ -101,10 +105,6 @@ def parse(flags: collections.abc.Sequence[str], **overrides: object) -> Pipeline
         flags.append("--streaming")
     if not any(flag.split("=")[0] == "--parallelism" for flag in flags):
         flags.append("--parallelism=1")  # A link is one stream: more tasks only cost memory.
-    # Creating options installs a root handler that floods the terminal; the caller decides.
-    handlers = list(logging.getLogger().handlers)
-    if not handlers:
-        logging.getLogger().addHandler(logging.NullHandler())
     return PipelineOptions(flags, **overrides)
 
 

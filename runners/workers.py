@@ -83,7 +83,7 @@ class WorkerPool:
 
 
 def _worker_options(options: PipelineOptions) -> dict:
-    return {
+    return {"default_sdk_harness_log_level": "WARNING"} | {
         name: value
         for name, value in options.get_all_options(drop_default=True).items()
         if isinstance(value, bool | int | float | str | list)
@@ -118,7 +118,9 @@ class _Servicer(worker_pool_main.BeamFnExternalWorkerPoolServicer):
 def main(argv: list[str]) -> None:
     """Entry point of the pool (`pool`) and of each worker (`work`)."""
     logging.basicConfig(
-        level=logging.WARNING, format="%(asctime)s %(process)d %(levelname)s %(name)s %(message)s"
+        force=True,
+        level=logging.WARNING,
+        format="%(asctime)s %(process)d %(levelname)s %(name)s %(message)s",
     )
     if argv == ["work"]:
         sdk_worker_main.main(None)

@@ -1,5 +1,6 @@
-"""The clocks that production injects; everything else is given one."""
+"""The clocks and the chance that production injects; everything else is given one."""
 
+import random
 import time
 
 
@@ -11,3 +12,8 @@ def wall_clock_us() -> int:
 def monotonic_s() -> float:
     """Returns seconds that never go back."""
     return time.monotonic()
+
+
+def jitter() -> float:
+    """Returns a number in 0..1 that spreads the retries of many links."""
+    return random.random()

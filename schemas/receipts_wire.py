@@ -1,4 +1,4 @@
-"""The wire form of receipts: fixed head, two columns of integers, the link's name; never pickle."""
+"""The wire forms of receipts and lag sketches: what Beam carries of them, never pickled."""
 
 import struct
 
@@ -8,6 +8,7 @@ from apache_beam import coders
 from schemas.batches import Lane
 from schemas.positions import Position
 from schemas.receipts import Counts, Receipt
+from schemas.sketches import LagSketch
 
 _FORMAT = 1
 _LANES = tuple(Lane)  # Append only: the wire carries the place in it.
@@ -16,7 +17,7 @@ _HEAD = struct.Struct("<BBBQi6qqqqI")
 
 
 class ReceiptCoder(coders.Coder):
-    """Encodes a receipt; equal receipts are equal bytes."""
+    """A fixed head, two columns of integers, the link's name; equal receipts are equal bytes."""
 
     def encode(self, value: Receipt) -> bytes:
         head = _HEAD.pack(
@@ -68,4 +69,21 @@ class ReceiptCoder(coders.Coder):
         return Receipt
 
 
+class LagSketchCoder(coders.Coder):
+    """`LagSketch.to_bytes`."""
+
+    def encode(self, value: LagSketch) -> bytes:
+        return value.to_bytes()
+
+    def decode(self, encoded: bytes) -> LagSketch:
+        return LagSketch.from_bytes(encoded)
+
+    def is_deterministic(self) -> bool:
+        return True
+
+    def to_type_hint(self):
+        return LagSketch
+
+
 coders.registry.register_coder(Receipt, ReceiptCoder)
+coders.registry.register_coder(LagSketch, LagSketchCoder)

@@ -5,9 +5,9 @@ import struct
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from apache_beam import coders
 
 RELATIVE_ACCURACY = 0.01
+WINDOW_S = 10  # Lag is kept in windows of this length, aligned to 1970.
 # Bucket 0 holds all up to 10 µs, also what a skewed clock makes negative; bucket i > 0 holds
 # (10 µs * γ^(i-1), 10 µs * γ^i], whose middle 2γ^i / (γ + 1) is within 1 % of both ends.
 # 30 days is bucket 1315; nothing caps the index.
@@ -176,25 +176,6 @@ def merge_all(sketches: Iterable[LagSketch]) -> LagSketch:
         max(part.max_us for part in parts),
         sum(part.sum_us for part in parts),
     )
-
-
-class LagSketchCoder(coders.Coder):
-    """`LagSketch.to_bytes`."""
-
-    def encode(self, value: LagSketch) -> bytes:
-        return value.to_bytes()
-
-    def decode(self, encoded: bytes) -> LagSketch:
-        return LagSketch.from_bytes(encoded)
-
-    def is_deterministic(self) -> bool:
-        return True
-
-    def to_type_hint(self):
-        return LagSketch
-
-
-coders.registry.register_coder(LagSketch, LagSketchCoder)
 
 
 def _middle_us(buckets: np.ndarray) -> np.ndarray:

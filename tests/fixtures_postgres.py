@@ -2,6 +2,7 @@
 
 import collections.abc
 import itertools
+import shutil
 
 import pytest
 
@@ -24,6 +25,7 @@ def postgres_server(
     directory = tmp_path_factory.mktemp("postgres") / "server"
     with PostgresServer(directory, settings=TEST_SETTINGS, durable=False) as server:
         yield server
+    shutil.rmtree(server.data)  # The log stays, the 40 MB need not.
 
 
 @pytest.fixture(scope="session")
@@ -53,3 +55,4 @@ def make_server(tmp_path) -> collections.abc.Iterator[collections.abc.Callable]:
     yield make
     for server in servers:
         server.stop("immediate")
+        shutil.rmtree(server.data, ignore_errors=True)

@@ -10,7 +10,8 @@ from schemas.positions import SEQ_END, Position
 
 COMMIT_US = 1_772_352_000_000_000  # 2026-03-01 08:00 UTC.
 DDL = {  # As in runners/embedded/hospital.sql.
-    "his.patient": "pid mrn name sex_code birth_date id_no phone abo rh allergies row_ver updated_at",
+    "his.patient": "pid mrn name sex_code birth_date id_no phone abo rh allergies row_ver"
+    " updated_at",
     "his.diagnosis": "diagnosis_id mrn visit_no icd10 name dx_type is_primary doctor diagnosed_at"
     " updated_at",
     "his.prescription": "rx_no line_no mrn visit_no drug_code drug_name dose dose_unit route"
@@ -55,7 +56,7 @@ def raw_of(tables: dict[str, pa.RecordBatch]) -> RawChanges:
 
 def laboratory_results(count: int) -> pa.RecordBatch:
     """Returns `count` inserts into lis.result, 50 a transaction, about 250 bytes each."""
-    at = np.arange(count)
+    at = range(count)
     codes = [
         ("2823-3", "血钾", "mmol/L"),
         ("14749-6", "葡萄糖", "mmol/L"),
@@ -84,11 +85,12 @@ def laboratory_results(count: int) -> pa.RecordBatch:
         "result_at": seconds,
         "updated_at": seconds,
     }
+    place = np.arange(count)
     meta = {
         "_op": pa.array(np.full(count, Op.INSERT, np.uint8)),
-        "_lsn": pa.array(1_000_000 + at // 50 * 300),
-        "_seq": pa.array((at % 50 + 1).astype(np.int32)),
-        "_commit_us": pa.array(COMMIT_US + at // 50 * 2000),
+        "_lsn": pa.array(1_000_000 + place // 50 * 300),
+        "_seq": pa.array((place % 50 + 1).astype(np.int32)),
+        "_commit_us": pa.array(COMMIT_US + place // 50 * 2000),
         "_unchanged": pa.array(np.zeros(count, np.uint64)),
     }
     columns = {name: pa.array(values, pa.utf8()) for name, values in texts.items()}

@@ -15,9 +15,8 @@ from schemas import receipts_wire  # noqa: F401  Registers the receipts' coder.
 from schemas.batches import Lane
 from schemas.clocks import wall_clock_us
 from schemas.receipts import Counts, Receipt
-from schemas.sketches import EMPTY, LagSketch, merge_all
+from schemas.sketches import EMPTY, WINDOW_S, LagSketch, merge_all
 
-WINDOW_S = 10
 EARLY_S = 1.0
 # A receipt is made when its commit returns, so it is here within seconds; a window is kept a
 # minute longer than it lasts for what a restarting engine had in hand.

@@ -179,13 +179,15 @@ class PostgresServer:
         """Whether the main process lives; it may still be recovering, see `wait_ready`."""
         return self.process is not None
 
-    def status(self) -> ServerStatus:
-        """Returns the server as it is now; also where nothing was ever made."""
+    def status(self, sized: bool = True) -> ServerStatus:
+        """Returns the server as it is now; also where nothing was ever made.
+
+        Without `sized`, `nbytes` is 0 and nothing is counted.
+        """
         pid = self.pid
-        nbytes = sum(_nbytes(path) for path in self.data.rglob("*")) if self.data.exists() else 0
-        return ServerStatus(
-            pid is not None, self._state().get("port") or self._wanted_port or None, pid, nbytes
-        )
+        port = self._state().get("port") or self._wanted_port or None
+        paths = self.data.rglob("*") if sized and self.data.exists() else ()
+        return ServerStatus(pid is not None, port, pid, sum(map(_nbytes, paths)))
 
     def dsn(self, database: str = "postgres", user: str = SUPERUSER) -> str:
         """Returns the connection string of a database, as a libpq URI."""
@@ -215,7 +217,7 @@ class PostgresServer:
           ServerError: it ended, or is not ready after `timeout_s`.
         """
         began = time.monotonic()
-        tell = _Slow(self._progress, f"{self.directory.name}: PostgreSQL is starting")
+        tell, what = SlowStep(self._progress), f"{self.directory.name}: PostgreSQL is starting"
         while True:
             if not self.running:
                 raise self._failure("PostgreSQL is not running")
@@ -223,7 +225,7 @@ class PostgresServer:
                 return
             if time.monotonic() - began > timeout_s:
                 raise self._failure(f"PostgreSQL is not ready after {timeout_s:.0f} s")
-            tell()
+            tell(what)
             time.sleep(_POLL_S)
 
     def stop(self, mode: str = "fast", timeout_s: float = 20.0) -> None:
@@ -242,6 +244,7 @@ class PostgresServer:
             return
         with self._alone():
             process = self.process
+            self._signal_all(signal.SIGCONT)  # A frozen server hears nothing else.
             signals = {"fast": [signal.SIGINT, signal.SIGQUIT], "immediate": [signal.SIGQUIT]}
             for number in signals[mode] if process else []:
                 self._send(process, number)
@@ -331,9 +334,12 @@ class PostgresServer:
                 [programs(account) / command[0], *command[1:], "-D", arguments.pop("place")],
                 **arguments,
             )
-            tell = _Slow(self._progress, f"{self.directory.name}: making a PostgreSQL server")
+            tell, what = (
+                SlowStep(self._progress),
+                f"{self.directory.name}: making a PostgreSQL server",
+            )
             while process.poll() is None:
-                tell()
+                tell(what)
                 time.sleep(_POLL_S)
         if process.returncode != 0:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -455,12 +461,12 @@ class PostgresServer:
                 self._send(member, number)
 
     def _wait_gone(self, process: ProcessId, timeout_s: float) -> bool:
-        tell = _Slow(self._progress, f"{self.directory.name}: PostgreSQL is stopping")
+        tell, what = SlowStep(self._progress), f"{self.directory.name}: PostgreSQL is stopping"
         until = time.monotonic() + timeout_s
         while not wait_gone([process], 0.2):
             if time.monotonic() > until:
                 return False
-            tell()
+            tell(what)
         if self._process is not None:
             self._process.wait()
         return True
@@ -486,19 +492,20 @@ class PostgresServer:
         return ServerError(f"{self.directory}: {what}{said}. Remedy: {remedy}")
 
 
-class _Slow:
+class SlowStep:
     """Tells that a step goes on, once a second, from two seconds after it began."""
 
-    def __init__(self, progress: Progress, what: str):
-        self._progress, self._what = progress, what
+    def __init__(self, progress: Progress):
+        self._progress = progress
         self._began = time.monotonic()
         self._next = self._began + _QUIET_S
 
-    def __call__(self) -> None:
+    def __call__(self, what: str) -> None:
+        """Says `what` and since when, if it is time to; call it as often as you like."""
         now = time.monotonic()
         if now >= self._next:
             self._next = now + 1.0
-            self._progress(f"{self._what}, {now - self._began:.0f} s so far")
+            self._progress(f"{what}, {now - self._began:.0f} s so far")
 
 
 def _free_ports(directory: pathlib.Path) -> collections.abc.Iterator[int]:

@@ -5,14 +5,13 @@ import dataclasses
 
 import apache_beam as beam
 import pytest
-from apache_beam.metrics import MetricsFilter
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.direct import direct_runner
 from apache_beam.runners.direct.clock import TestClock as BeamTestClock
 from apache_beam.testing.test_pipeline import TestPipeline as BeamTestPipeline
 from apache_beam.testing.test_stream import TestStream as BeamTestStream
 from apache_beam.transforms.window import TimestampedValue
-from apache_beam.utils.timestamp import Timestamp
+from apache_beam.utils.timestamp import Duration, Timestamp
 
 from schemas.batches import ChangeBatch, Lane
 from schemas.panes import RoutinePane
@@ -53,6 +52,28 @@ def now_us() -> int:
     return round(_StreamClock.running.time() * 1e6)
 
 
+def batch_of(
+    name: str, commit_s: float, watermark_s: float, rows: int, link: str = LINK, place: int = 1
+) -> ChangeBatch:
+    """Returns a routine batch of `rows` laboratory results in (place - 1, place]."""
+    return ChangeBatch(
+        link=link,
+        lane=Lane.ROUTINE,
+        begin=Position(place - 1, SEQ_END),
+        end=Position(place, SEQ_END),
+        captured=rows,
+        commit_us_max=round(commit_s * 1e6),
+        watermark_us=round(watermark_s * 1e6),
+        read_us=0,
+        tables={"lab_result": rows_of("lab_result", [{}] * rows)} if rows else {},
+        escalations=((name, "E1", 0, 0, True),),  # Carries the name through the coder.
+    )
+
+
+def name_of(batch: ChangeBatch) -> str:
+    return batch.escalations[0][0]
+
+
 def _note(element: tuple[str, RoutinePane]) -> None:
     link, pane = element
     clock = _StreamClock.running
@@ -62,7 +83,7 @@ def _note(element: tuple[str, RoutinePane]) -> None:
             link=link,
             timing=pane.timing,
             window_s=(pane.window_start_us / 1e6, pane.window_end_us / 1e6),
-            batches=tuple(batch.escalations[0][0] for batch in pane.batches),
+            batches=tuple(map(name_of, pane.batches)),
             rows=pane.rows,
             late_rows=pane.late_rows,
         )
@@ -85,42 +106,32 @@ class Story:
         self._clock_s = 0.0
         self._places: collections.Counter = collections.Counter()
         self._rows: collections.Counter = collections.Counter()
-        self.metrics: dict[str, int] = {}
 
     def clock(self, at_s: float) -> "Story":
         """Moves the runner's clock on to `at_s`; a time that has come already is no move."""
+        at_s = round(at_s, 3)  # TestStream counts milliseconds.
         if at_s > self._clock_s:
-            self._stream.advance_processing_time(at_s - self._clock_s)
+            step_us = round((at_s - self._clock_s) * 1000) * 1000
+            self._stream.advance_processing_time(Duration(micros=step_us))
             self._clock_s = at_s
         return self
 
     def commit(
         self, name: str, at_s: float, rows: int, link: str = "", place: int | None = None
     ) -> "Story":
-        link = link or self._links[0]
+        link, at_s = link or self._links[0], round(at_s, 3)
         self._places[link] += 1
         place = self._places[link] if place is None else place
         self._rows[link] += rows
-        batch = ChangeBatch(
-            link=link,
-            lane=Lane.ROUTINE,
-            begin=Position(place - 1, SEQ_END),
-            end=Position(place, SEQ_END),
-            captured=rows,
-            commit_us_max=round(at_s * 1e6),
-            watermark_us=round(self._watermark_s[link] * 1e6),
-            read_us=0,
-            tables={"lab_result": rows_of("lab_result", [{}] * rows)} if rows else {},
-            escalations=((name, "E1", 0, 0, True),),  # Carries the name through the coder.
-        )
+        batch = batch_of(name, at_s, self._watermark_s[link], rows, link, place)
         element = TimestampedValue(batch, Timestamp(micros=batch.commit_us_max))
         self._stream.add_elements([element], tag=link)
         return self
 
     def watermark(self, at_s: float, link: str = "") -> "Story":
         link = link or self._links[0]
-        self._watermark_s[link] = at_s
-        self._stream.advance_watermark_to(at_s, tag=link)
+        self._watermark_s[link] = at_s = round(at_s, 3)
+        self._stream.advance_watermark_to(Timestamp(micros=round(at_s * 1e6)), tag=link)
         return self
 
     def run(self) -> list[Delivery]:
@@ -131,8 +142,8 @@ class Story:
             patch.setattr(direct_runner, "TestClock", _StreamClock)
             root = BeamTestPipeline("BundleBasedDirectRunner", STREAMING)
             sources = root | self._stream
-            if len(self._links) == 1:
-                sources = {self._links[0]: sources} if not isinstance(sources, dict) else sources
+            if not isinstance(sources, dict):
+                sources = {self._links[0]: sources}
             for link in self._links:
                 _ = (
                     sources[link]
@@ -140,18 +151,12 @@ class Story:
                     | f"BatchRoutine {link}" >> BatchRoutine(now_us=now_us, **self._policy)
                     | f"Note {link}" >> beam.Map(_note)
                 )
-            result = root.run()
-            result.wait_until_finish()
+            root.run().wait_until_finish()
         deliveries = _StreamClock.running.deliveries
         delivered = collections.Counter()
         for delivery in deliveries:
             delivered[delivery.link] += delivery.rows
         assert delivered == +self._rows, "rows in differ from rows out"
-        print(result.metrics().query())
-        counters = result.metrics().query(MetricsFilter().with_namespace("batch_routine"))
-        for counter in counters["counters"]:
-            name = counter.key.metric.name
-            self.metrics[name] = self.metrics.get(name, 0) + counter.committed
         return deliveries
 
 

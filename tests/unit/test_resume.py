@@ -31,6 +31,7 @@ def known(**changes) -> Known:
         ({"slot_exists": False, "confirmed_lsn": 0}, Reason.SLOT_MISSING),
         ({"slot_lost": True}, Reason.SLOT_INVALIDATED),
         ({"confirmed_lsn": 102}, Reason.LEDGER_BEHIND),
+        ({"new_tables": True}, Reason.NEW_TABLES),
         ({"snapshot_lsn": 100}, None),
         ({"snapshot_lsn": 100, "ledger": Position(100, 7)}, Reason.INTERRUPTED),
         ({"snapshot_lsn": 101, "slot_exists": False}, Reason.INTERRUPTED),

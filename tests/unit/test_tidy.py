@@ -51,7 +51,8 @@ def test_module(path: pathlib.Path):
             assert length <= FUNCTION_LINES_MAX, f"{place}:{node.lineno} is {length} lines"
         if isinstance(node, ast.ExceptHandler):
             broad = node.type is None or ast.unparse(node.type) in {"Exception", "BaseException"}
-            assert not broad, f"{place}:{node.lineno} catches everything"
+            cleans_up = isinstance(node.body[-1], ast.Raise) and node.body[-1].exc is None
+            assert not broad or cleans_up, f"{place}:{node.lineno} catches everything"
         if room in ROOMS[:3] and str(place) != CLOCKS and isinstance(node, ast.Call):
             called = ast.unparse(node.func)
             assert called not in FORBIDDEN_CALLS, f"{place}:{node.lineno} calls {called}"
@@ -59,7 +60,7 @@ def test_module(path: pathlib.Path):
 
 def test_rules_draw_no_lots():
     for path in MODULES:
-        if path.relative_to(ROOT).parts[0] != "runners":
+        if path.relative_to(ROOT).parts[0] != "runners" and str(path.relative_to(ROOT)) != CLOCKS:
             assert "random" not in imports_of(tree_of(path)), path
 
 

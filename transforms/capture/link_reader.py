@@ -1,24 +1,22 @@
 """Read one link continuously: log to batches in two lanes, by credit, from the ledger on."""
 
-import functools
 import logging
-import random
 import threading
 from collections.abc import Callable, Iterator
 
 import psycopg
 
-from schemas.batches import ChangeBatch, RawChanges
-from schemas.clocks import monotonic_s, wall_clock_us
+from schemas.batches import ChangeBatch, Lane, RawChanges
+from schemas.clocks import jitter, monotonic_s, wall_clock_us
 from schemas.errors import CampusSyncError, SourceUnavailable, StoreUnavailable
 from schemas.links import LinkSettings
 from schemas.mappings import load_mapping
-from schemas.positions import SEQ_END, START, Position
+from schemas.positions import START, Position
 from schemas.wire import ChangeBatchCoder
 from transforms.capture import slots
 from transforms.capture.pgoutput import PgOutputDecoder
 from transforms.capture.prepare import Preparer
-from transforms.capture.replication import ReplicationStream
+from transforms.capture.replication import ReplicationStream, SlotInvalidated, SlotMissing
 from transforms.capture.resume import Known, snapshot_reason
 from transforms.capture.sender import LaneSender
 from transforms.capture.snapshot import snapshot
@@ -49,7 +47,7 @@ class LinkReader:
         settings: LinkSettings,
         now_us: Callable[[], int] = wall_clock_us,
         monotonic: Callable[[], float] = monotonic_s,
-        jitter: Callable[[], float] = random.random,
+        jitter: Callable[[], float] = jitter,
     ):
         limits = settings.limits
         coder = ChangeBatchCoder()
@@ -82,6 +80,10 @@ class LinkReader:
         )
         self._ledger = ledger.Progress(None, None)
         self._preparer: Preparer | None = None
+        self._mapping = load_mapping(settings.mapping)
+        self._keys = {name: table.id for name, table in self._mapping.tables.items()}
+        self._joined = False
+        self._confirmed_lsn = 0
         self._read_to: Position | None = None
         self._urgent_to: Position | None = None
         self._asked_at = monotonic()
@@ -108,7 +110,11 @@ class LinkReader:
                 thread.join()
 
     def next(self, wait_s: float) -> ChangeBatch | None:
-        """Returns the next batch to send, emergencies first, or None after `wait_s`."""
+        """Returns the next batch to send, emergencies first, or None after `wait_s`.
+
+        Raises:
+          RuntimeError: a thread has met a fault of ours and ended: nothing moves any more.
+        """
         deadline = self._monotonic() + wait_s
         with self._changed:
             while True:
@@ -118,9 +124,13 @@ class LinkReader:
                 if batch is not None or remaining <= 0:
                     break
                 self._changed.wait(min(remaining, self._settings.limits.gather_s / 2))
+        if not self.closed and not all(thread.is_alive() for thread in self._threads):
+            raise RuntimeError(f"link {self._settings.name}: a reading thread has ended")
         if batch is None:
             return None
-        self.watermark_us = max(self.watermark_us, batch.watermark_us)
+        if batch.lane is Lane.ROUTINE:
+            # An emergency overtakes; only the routine lane says what is behind it.
+            self.watermark_us = max(self.watermark_us, batch.watermark_us)
         return self._preparer.finish(batch)
 
     # The log.
@@ -131,36 +141,43 @@ class LinkReader:
             try:
                 self._ledger_known.wait(1.0)
                 if self._ledger_known.is_set():
-                    for _batch in self._session():
+                    for _taken in self._session():
                         failures = 0
+            except (SlotMissing, SlotInvalidated) as error:
+                self._joined = False
+                _LOGGER.warning("link %s: %s", self._settings.name, error)
             except (SourceUnavailable, StoreUnavailable, psycopg.Error) as error:
                 failures += 1
                 _LOGGER.warning("link %s: %s", self._settings.name, _place(error))
                 self._stopping.wait(self._backoff_s(failures))
             except CampusSyncError as error:
                 # Only a person can mend it: the link stands still, says so and looks again.
-                failures += 1
                 _LOGGER.error("link %s: %s", self._settings.name, error)
                 self._stopping.wait(_BACKOFF_MAX_S)
-        self._spool.close()
+            self._check_abandoned()
+        with self._changed:
+            self._spool.close()
 
     def _session(self) -> Iterator[None]:
         """Reads from one connection until it breaks; yields after each thing taken."""
-        if self._preparer is None:
-            with ledger.connect(self._settings.store_dsn) as store:
-                escalations = ledger.escalations(store, self._settings.source)
-            self._preparer = Preparer(self._settings, escalations)
-        slots.ensure_publication_covers(
-            self._settings.source_dsn, self._settings.publication, self._mapped_tables()
-        )
-        if self._read_to is None:
-            yield from self._start()
+        settings = self._settings
+        with ledger.connect(settings.store_dsn) as store:
+            if self._preparer is None:
+                escalations = ledger.escalations(store, settings.source)
+                self._preparer = Preparer(settings, self._mapping, escalations)
+            slots.ensure_publication_covers(
+                settings.source_dsn, settings.publication, self._mapping.tables
+            )
+            if not self._joined:
+                yield from self._join(store)
+        self._joined = True
         yield from self._stream()
 
-    def _start(self) -> Iterator[None]:
-        """Finds where to go on, by a snapshot where the log has a gap."""
-        progress = self._ledger
-        state = slots.state(self._settings.source_dsn, self._settings.slot)
+    def _join(self, store: psycopg.Connection) -> Iterator[None]:
+        """Finds where the stream goes on; fills a gap in the log by a snapshot first."""
+        settings = self._settings
+        progress = ledger.read(store, settings.name)
+        state = slots.state(settings.source_dsn, settings.slot)
         reason = snapshot_reason(
             Known(
                 ledger=progress.routine,
@@ -169,66 +186,72 @@ class LinkReader:
                 slot_lost=state.lost,
                 confirmed_lsn=state.confirmed_lsn,
                 log_end_lsn=state.log_end_lsn,
+                new_tables=not self._mapping.tables.keys() <= ledger.read_tables(store, settings.name),
             )
         )
-        self._urgent_to = progress.emergency or START
+        with self._changed:
+            if self._read_to is None:
+                self._read_to = progress.routine or START
+                self._urgent_to = progress.emergency or START
+        self._confirmed_lsn = state.confirmed_lsn
         if reason is None:
-            self._read_to = progress.routine
             return
-        _LOGGER.warning("link %s: snapshot, reason %s", self._settings.name, reason)
+        _LOGGER.warning("link %s: snapshot, reason %s", settings.name, reason)
         if state.exists:
-            slots.drop(self._settings.source_dsn, self._settings.slot)
-        begin = progress.routine or START
-        with slots.create(self._settings.source_dsn, self._settings.slot) as created:
-            with ledger.connect(self._settings.store_dsn) as store:
-                ledger.begin_snapshot(store, self._settings.name, created.lsn, str(reason))
+            slots.drop(settings.source_dsn, settings.slot)
+        with slots.create(settings.source_dsn, settings.slot) as created:
+            self._confirmed_lsn = created.lsn + 1
+            ledger.begin_snapshot(store, settings.name, created.lsn, str(reason))
             for raw in snapshot(
-                self._settings.source_dsn,
+                settings.source_dsn,
                 created,
-                self._mapped_tables(),
-                batch_rows=self._settings.limits.batch_rows,
-                batch_bytes=self._settings.limits.batch_bytes,
-                now_us=self._now_us,
+                tuple(self._mapping.tables),
+                batch_rows=settings.limits.batch_rows,
+                batch_bytes=settings.limits.batch_bytes,
+                keys=self._keys,
+                publication=settings.publication,
             ):
-                self._take(raw, begin)
-                begin = raw.end
+                self._take(raw)
                 yield
                 self._wait_for_room()
-        self._read_to = begin
+                if self._stopping.is_set():
+                    return
 
     def _stream(self) -> Iterator[None]:
-        limits = self._settings.limits
-        decoder = PgOutputDecoder(limits.batch_rows, limits.batch_bytes, self._read_to)
-        stream = ReplicationStream(
-            self._settings.source_dsn,
-            self._settings.slot,
-            self._settings.publication,
-            self._read_to.acknowledgeable_lsn,
-        )
+        settings, limits = self._settings, self._settings.limits
+        decoder = PgOutputDecoder(limits.batch_rows, limits.batch_bytes, self._read_to, self._keys)
         beat_at = self._monotonic()
-        with stream:
+        start_lsn = self._acknowledgeable_lsn()
+        with ReplicationStream(
+            settings.source_dsn, settings.slot, settings.publication, start_lsn
+        ) as stream:
             while not self._stopping.is_set():
-                self._check_abandoned()
                 read = stream.read(limits.batch_bytes, timeout_s=0.25)
                 taken = decoder.feed(read.payloads)
-                if read.caught_up or not taken:
+                if read.caught_up:
                     taken += decoder.flush()
-                for raw in taken:
-                    self._take(raw, self._read_to)
                 now = self._monotonic()
-                if not read.payloads and now - beat_at >= limits.heartbeat_s:
+                if read.caught_up and not read.payloads and now - beat_at >= limits.heartbeat_s:
+                    # An idle source moves its ledger, watermark and slot too (trap 1).
                     beat_at = now
-                    self._beat(decoder, read.wal_end, read.server_us)
-                if self._ledger.routine is not None:
-                    stream.acknowledge(self._ledger.routine.acknowledgeable_lsn)
+                    taken += decoder.flush(read.wal_end, read.server_us)
+                for raw in taken:
+                    self._take(raw)
+                stream.acknowledge(self._acknowledgeable_lsn())
                 yield
+                self._check_abandoned()
                 self._wait_for_room(stream)
                 if read.caught_up and read.payloads:
                     self._stopping.wait(_READ_PAUSE_S)
 
-    def _take(self, raw: RawChanges, begin: Position) -> None:
+    def _acknowledgeable_lsn(self) -> int:
+        """Where the slot may stand: at the ledger, or where it was made or found at the start."""
+        routine = self._ledger.routine
+        return max(self._confirmed_lsn, routine.acknowledgeable_lsn if routine else 0)
+
+    def _take(self, raw: RawChanges) -> None:
         """Prepares one stretch and queues it in both lanes."""
-        prepared = self._preparer.prepare(raw, begin, self._now_us())
+        prepared = self._preparer.prepare(raw, self._read_to, self._now_us())
         with self._changed:
             waiting = self._spool.rows_of(set(prepared.opened)) if prepared.opened else {}
             urgent = self._preparer.emergency(prepared, self._urgent_to, waiting)
@@ -238,29 +261,20 @@ class LinkReader:
                 self._emergency.add(urgent)
                 self._urgent_to = urgent.end
             self._routine.add(prepared.routine)
+            self._read_to = raw.end
             self._changed.notify_all()
-        self._read_to = raw.end
-
-    def _beat(self, decoder: PgOutputDecoder, wal_end: int, server_us: int) -> None:
-        """Moves ledger, watermark and slot of an idle source by an empty batch (trap 1)."""
-        end = Position(wal_end - 1, SEQ_END)
-        if end > self._read_to and decoder.idle:
-            self._take(RawChanges(self._read_to, end, 0, server_us, {}), self._read_to)
 
     def _wait_for_room(self, stream: ReplicationStream | None = None) -> None:
         while self._spool.full and not self._stopping.is_set():
             if stream is not None:
                 stream.keep_alive()
+                stream.acknowledge(self._acknowledgeable_lsn())
             self._check_abandoned()
             self._stopping.wait(0.05)
 
     def _check_abandoned(self) -> None:
         if self._monotonic() - self._asked_at > _ABANDONED_S:
             self._stopping.set()
-
-    @functools.cache  # noqa: B019  One reader a process and link, as long as the process.
-    def _mapped_tables(self) -> tuple[str, ...]:
-        return tuple(load_mapping(self._settings.mapping).tables)
 
     # The ledger.
 

@@ -312,6 +312,8 @@ def _layout(message: bytes, keys: Mapping[str, Sequence[str]] | None) -> Layout 
         if rest[at] & 1:
             identity.append(index)
         at = end + 9  # The terminator, the type and its modifier.
+    if at != len(rest):
+        raise ValueError("not as long as its columns")
     if keys is not None:
         lacking = sorted(set(keys[table]) - {columns[index] for index in identity})
         if lacking:
@@ -544,7 +546,7 @@ def _cells(buffer, rows, identity, key, start, length):
         for c in range(columns):
             if rows[r, _R_OLD_KIND] == _KEY and not identity[c]:
                 old_length[0, c] = UNCHANGED
-            if new < 0 or (length[r, c] == UNCHANGED and old_length[0, c] >= 0):
+            if new < 0 or length[r, c] == UNCHANGED:
                 start[r, c] = old_start[0, c]
                 length[r, c] = old_length[0, c]
         if rows[r, _R_MOVED]:

@@ -9,7 +9,7 @@ from schemas.batches import CHANGE_FIELDS, ChangeBatch, Lane, RawChanges
 from schemas.emergency_rules import load_rules
 from schemas.entities import TABLES
 from schemas.links import LinkSettings
-from schemas.mappings import load_mapping
+from schemas.mappings import CampusMapping
 from schemas.positions import Position
 from schemas.wire import seal
 from transforms.checksum import digest_rows, manifest
@@ -44,13 +44,15 @@ class Preparer:
     """Turns `RawChanges` of one link into change batches; the patients under emergency are state.
 
     Args:
-      settings: the link.
+      settings: the link. mapping: of its source.
       escalations: who is under emergency when reading starts, from the store.
     """
 
-    def __init__(self, settings: LinkSettings, escalations: Escalations):
+    def __init__(
+        self, settings: LinkSettings, mapping: CampusMapping, escalations: Escalations
+    ):
         self._settings = settings
-        self._harmoniser = Harmoniser(load_mapping(settings.mapping))
+        self._harmoniser = Harmoniser(mapping)
         self._classifier = Classifier(load_rules(settings.rules), settings.source)
         self._sealer = Sealer(settings.key_ref)
         self._escalations = escalations

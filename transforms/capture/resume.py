@@ -19,6 +19,7 @@ class Reason(enum.StrEnum):
     SLOT_INVALIDATED = "slot_invalidated"
     LEDGER_BEHIND = "ledger_behind"
     INTERRUPTED = "interrupted"
+    NEW_TABLES = "new_tables"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Known:
       slot_exists, slot_lost: the replication slot; lost means its log is gone.
       confirmed_lsn: what the slot was advanced to, 0 if it does not exist.
       log_end_lsn: end of the source's log now.
+      new_tables: whether the mapping has tables that no snapshot of the link has read.
     """
 
     ledger: Position | None
@@ -39,6 +41,7 @@ class Known:
     slot_lost: bool
     confirmed_lsn: int
     log_end_lsn: int
+    new_tables: bool = False
 
 
 def snapshot_reason(known: Known) -> Reason | None:
@@ -65,4 +68,5 @@ def snapshot_reason(known: Known) -> Reason | None:
         return Reason.SLOT_INVALIDATED
     if known.confirmed_lsn > known.ledger.acknowledgeable_lsn:
         return Reason.LEDGER_BEHIND
-    return None
+    # A table that joined the publication later: what it held before is in no stream.
+    return Reason.NEW_TABLES if known.new_tables else None

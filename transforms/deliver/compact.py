@@ -10,8 +10,6 @@ import pyarrow.compute as pc
 from schemas.batches import Op
 from schemas.tables import Table
 
-_FILLED_FROM = "record_id"  # Entity columns stand after it in a batch.
-
 
 @dataclasses.dataclass(frozen=True)
 class Compacted:
@@ -23,8 +21,8 @@ class Compacted:
         `_digest` is null where columns were filled in or are still unknown.
       base_id: record_id of the stored row with the unknown values: the row's own, or what it
         was before its key changed. Null where nothing is unknown.
-      fresh: bool[n], the first change of the key in the batch created it: the store is
-        expected not to have it.
+      fresh: bool[n], the first change of the key in the batch created it or gave it a new key: the
+        store is expected not to have it.
       superseded: rows that a later one in the batch replaced.
       duplicates: rows that stand at the same position as another of their key.
     """
@@ -56,8 +54,11 @@ def compact(table: Table, rows: pa.RecordBatch) -> Compacted:
     """
     rows = in_position_order(rows)
     ops = rows["_op"].to_numpy()
-    masks = np.where(ops == Op.DELETE, np.uint64(every_column(table)), rows["_unchanged"].to_numpy())
-    fresh = (ops == Op.INSERT) | (ops == Op.SNAPSHOT)
+    masks = np.where(
+        ops == Op.DELETE, np.uint64(every_column(table)), rows["_unchanged"].to_numpy()
+    )
+    rekeyed = rows["_prev_id"].is_valid().to_numpy(zero_copy_only=False)
+    fresh = (ops == Op.INSERT) | (ops == Op.SNAPSHOT) | rekeyed
     keys = rows["record_id"].dictionary_encode()
     codes = keys.indices.to_numpy()
     distinct = len(keys.dictionary) == rows.num_rows
@@ -68,7 +69,7 @@ def compact(table: Table, rows: pa.RecordBatch) -> Compacted:
         return Compacted(rows, pa.nulls(rows.num_rows, pa.utf8()), fresh, 0, 0)
     # An old key that the batch has no row of is -2: its values are in the store.
     prev = pc.index_in(rows["_prev_id"], keys.dictionary, skip_nulls=True).fill_null(-2)
-    prev = np.where(rows["_prev_id"].is_valid().to_numpy(False), prev.to_numpy(False), -1)
+    prev = np.where(rekeyed, prev.to_numpy(zero_copy_only=False), -1)
     take = np.broadcast_to(np.arange(rows.num_rows), (len(table.columns), rows.num_rows)).copy()
     left, base = np.empty_like(masks), np.empty(rows.num_rows, np.int64)
     last, first = (np.full(len(keys.dictionary), -1, np.int64) for _ in range(2))

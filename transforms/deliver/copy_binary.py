@@ -2,7 +2,7 @@
 
 import dataclasses
 import enum
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numba as nb
 import numpy as np
@@ -72,15 +72,19 @@ def encode_rows(columns: Sequence[WireColumn], rows: int) -> CopyRows:
     return CopyRows(data, offsets)
 
 
-def copy_rows(cursor: psycopg.Cursor, statement: bytes, encoded: CopyRows, lo: int, hi: int):
-    """Runs `statement` (`COPY .. FROM STDIN (FORMAT binary)`) over rows lo .. hi - 1.
+def copy_rows(cursor: psycopg.Cursor, statement: bytes, chunks: Iterable[CopyRows]) -> None:
+    """Runs `statement` (`COPY .. FROM STDIN (FORMAT binary)`) over the rows of all chunks.
+
+    A chunk is asked for when the last has been handed to the socket: while the server parses
+    one, the next is encoded.
 
     Raises:
       psycopg.Error: as the server says; the transaction is then to be rolled back.
     """
     with cursor.copy(statement) as copy:
         copy.write(_HEADER)
-        copy.write(memoryview(encoded.data[encoded.offsets[lo] : encoded.offsets[hi]]))
+        for chunk in chunks:
+            copy.write(memoryview(chunk.data))
         copy.write(_TRAILER)
 
 

@@ -12,6 +12,7 @@ from schemas.clocks import wall_clock_us
 from schemas.errors import StoreUnavailable
 from schemas.links import LinkSettings
 from schemas.receipts import Receipt
+from schemas.receipts_wire import ReceiptCoder
 from transforms.deliver.store import Store
 from transforms.seal_dead_letters import Sealer
 

@@ -51,8 +51,8 @@ def read(conn: psycopg.Connection, link: str) -> Progress:
     commit; where the flush has not come so far, an empty synchronous commit forces it.
     """
     rows = conn.execute(_READ, (link,)).fetchall()
-    insert, flushed, snapshot_lsn = conn.execute(_FLUSHED, (link,)).fetchone()
-    if flushed < insert:
+    durable, snapshot_lsn = conn.execute(_DURABLE, (link,)).fetchone()
+    if not durable:
         with conn.transaction():
             conn.execute("SET LOCAL synchronous_commit = local")
             conn.execute("SELECT pg_current_xact_id(), pg_logical_emit_message(true, '', '')")
@@ -69,6 +69,12 @@ def escalations(conn: psycopg.Connection, campus: str) -> Escalations:
     return Escalations.from_rows(rows.fetchall())
 
 
+def read_tables(conn: psycopg.Connection, link: str) -> set[str]:
+    """Returns the source tables (`schema.table`) that a snapshot of the link has read whole."""
+    rows = conn.execute("SELECT src_table FROM sync.sweep WHERE link = %s", (link,))
+    return {table for (table,) in rows.fetchall()}
+
+
 def begin_snapshot(conn: psycopg.Connection, link: str, lsn: int, reason: str) -> None:
     """Notes that the link is being read whole as of `lsn`; may be called again."""
     conn.execute(
@@ -80,9 +86,9 @@ def begin_snapshot(conn: psycopg.Connection, link: str, lsn: int, reason: str) -
 
 
 _READ = "SELECT lane, lsn, seq FROM sync.progress WHERE link = %s"
-_FLUSHED = """\
-SELECT pg_current_wal_insert_lsn(), pg_current_wal_flush_lsn(),
-    (SELECT max(lsn) FROM sync.snapshot WHERE link = %s)"""
+_DURABLE = """\
+SELECT pg_current_wal_insert_lsn() <= pg_current_wal_flush_lsn(), (
+    SELECT max(lsn) FROM sync.snapshot WHERE link = %s)"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,9 +114,7 @@ class LedgerState:
         return [(low, high) for low, high in parts if low < high]
 
     def covers(self, begin: Position, end: Position) -> bool:
-        """Whether all of (begin, end] has been applied; an empty range where it stands."""
-        if begin >= end:
-            return end <= self.position
+        """Whether all of (begin, end], which is not empty, has been applied."""
         return (begin, end) in self.covered_in(begin, end)
 
     def joins(self, begin: Position) -> bool:
@@ -155,16 +159,18 @@ WHERE link = %s AND state = 'running' AND (lsn, %s) <= (%s, %s)"""
 
 
 def lock(conn: psycopg.Connection, link: str, lane: Lane) -> LedgerState:
-    """Locks a lane's ledger until the transaction ends and returns it; creates it if absent."""
+    """Begins a transaction that holds a lane's ledger, and returns it; creates it if absent."""
     names = {"link": link, "lane": lane.value}
     while True:
         with conn.pipeline():
+            conn.execute("BEGIN")
             locked = conn.execute(_LOCK, (link, lane.value), prepare=True)
             known = conn.execute(_KNOWN, names, prepare=True)
         row = locked.fetchone()
         if row is not None:
             break
         conn.execute(_CREATE, (link, lane.value, *START))
+        conn.execute("COMMIT")
     islands, sweeps, running = [], {}, False
     for kind, table, lsn, seq, end_lsn, end_seq in known.fetchall():
         if kind == "island":

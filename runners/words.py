@@ -1,0 +1,41 @@
+"""Numbers in words that a person reads at a glance: counts, times, sizes and shares."""
+
+import math
+
+
+def count(number: float) -> str:
+    """Returns a whole number, its thousands apart."""
+    return f"{number:,.0f}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+
+
+def milliseconds(value: float) -> str:
+    """Returns a time given in ms, in its fitting unit and three digits: `18.2 ms`, `5 min`."""
+    if value < 0:
+        return "-" + milliseconds(-value)
+    for limit, scale, unit in ((1e3, 1, "ms"), (60e3, 1e3, "s"), (3.6e6, 60e3, "min")):
+        if value < limit:
+            return f"{_three(value / scale)} {unit}"
+    return f"{_three(value / 3.6e6)} h"
+
+
+def size(value: float) -> str:
+    """Returns bytes in powers of 1024."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(value) < 1024:
+            return f"{_three(value)} {unit}"
+        value /= 1024
+    return f"{_three(value)} TiB"
+
+
+def percent(share: float) -> str:
+    """Returns a share in percent, never rounded up to a hundred."""
+    return "100 %" if share == 1 else f"{math.floor(share * 10_000) / 100:.2f} %"
+
+
+def _three(value: float) -> str:
+    """Returns a number with three digits, no more than two of them behind the point."""
+    if value <= 0:
+        return "0"
+    digits = min(2, max(0, 2 - math.floor(math.log10(value))))
+    text = f"{value:.{digits}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text

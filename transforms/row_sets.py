@@ -1,0 +1,299 @@
+"""Sets of rows for comparing: read from a source or a store, digested, summed by buckets."""
+
+import dataclasses
+from collections.abc import Iterator
+
+import numba as nb
+import numpy as np
+import psycopg
+import pyarrow as pa
+from psycopg import sql
+
+from schemas.batches import Op, RawChanges, Reject
+from schemas.entities import TABLES
+from schemas.mappings import CampusMapping, load_mapping
+from schemas.positions import SEQ_END, Position
+from schemas.tables import Kind, Table
+from transforms.checksum import digest_rows
+from transforms.harmonise import Harmoniser
+from transforms.read_rows import ColumnRead, Form, read_rows
+
+# A difference is looked for among the rows of unequal buckets only: memory is this many sums
+# (40 bytes each) a table, whatever its size.
+BUCKETS = 1 << 12
+_CONNECT_TIMEOUT_S = 5
+_OPTIONS = (
+    "-c default_transaction_read_only=on -c timezone=UTC -c datestyle=ISO -c jit=off"
+    " -c client_encoding=UTF8 -c extra_float_digits=1 -c bytea_output=hex"
+)
+_FORMS = {
+    Kind.TEXT: Form.TEXT,
+    Kind.INT: Form.INT,
+    Kind.DECIMAL: Form.DECIMAL,
+    Kind.BOOL: Form.BOOL,
+    Kind.DATE: Form.DATE,
+    Kind.TIME: Form.TIME,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Rows of one campus and canonical table, each with what a comparison needs.
+
+    Attributes:
+      hashes: of the record ids (uint64[n]). words: of the contents' digests (uint64[n, 4]).
+      live: False for a tombstone. lsn: position of the row's last change, 0 in a source.
+      rotten: whether the digest that is stored with the row is not the content's.
+      ids: record ids. src_tables: source tables (utf8, or a dictionary of it).
+    """
+
+    hashes: np.ndarray
+    words: np.ndarray
+    live: np.ndarray
+    lsn: np.ndarray
+    rotten: np.ndarray
+    ids: pa.Array
+    src_tables: pa.Array
+
+    def __len__(self) -> int:
+        return len(self.hashes)
+
+    def where(self, mask: np.ndarray) -> "Rows":
+        """Returns the rows in `mask` (bool[n])."""
+        if mask.all():
+            return self
+        chosen = pa.array(mask)
+        arrays = (self.hashes, self.words, self.live, self.lsn, self.rotten)
+        texts = (self.ids.filter(chosen), self.src_tables.filter(chosen))
+        return Rows(*(array[mask] for array in arrays), *texts)
+
+
+NO_ROWS = Rows(
+    np.empty(0, np.uint64),
+    np.empty((0, 4), np.uint64),
+    np.empty(0, np.bool_),
+    np.empty(0, np.int64),
+    np.empty(0, np.bool_),
+    pa.array([], pa.utf8()),
+    pa.array([], pa.utf8()),
+)
+
+
+def concat(parts: list[Rows]) -> Rows:
+    """Returns the rows of all parts."""
+    if not parts:
+        return NO_ROWS
+    numbers = [
+        np.concatenate([getattr(part, name) for part in parts])
+        for name in ("hashes", "words", "live", "lsn", "rotten")
+    ]
+    texts = [
+        pa.concat_arrays([getattr(part, name).cast(pa.utf8()) for part in parts])
+        for name in ("ids", "src_tables")
+    ]
+    return Rows(*numbers, *texts)
+
+
+class Sums:
+    """A set of rows by buckets of its ids: counts and sums of digests, independent of order."""
+
+    def __init__(self):
+        self.rows = np.zeros(BUCKETS, np.int64)
+        self.words = np.zeros((BUCKETS, 4), np.uint64)
+
+    def add(self, hashes: np.ndarray, words: np.ndarray) -> None:
+        """Adds rows: hashes of ids (uint64[n]) and words of digests (uint64[n, 4])."""
+        _add(self.rows, self.words, hashes, np.ascontiguousarray(words))
+
+    @property
+    def count(self) -> int:
+        return int(self.rows.sum())
+
+    @property
+    def digest(self) -> bytes:
+        """The digest of the whole set, as `transforms.checksum.digest_set` has it."""
+        return self.words.sum(axis=0, dtype=np.uint64).astype("<u8").tobytes()
+
+    def unequal(self, other: "Sums") -> np.ndarray:
+        """Returns the buckets in which two sets differ (int64[n])."""
+        same = (self.rows == other.rows) & (self.words == other.words).all(axis=1)
+        return np.flatnonzero(~same)
+
+
+class SourceSide:
+    """One campus's source, read through its mapping.
+
+    Attributes:
+      tables: canonical tables that it feeds.
+      refused: by canonical table, hashes of the ids of rows that the mapping refused.
+    """
+
+    def __init__(self, campus: str, dsn: str, mapping: str):
+        self.campus = campus
+        self._dsn = dsn
+        self._mapping: CampusMapping = load_mapping(mapping)
+        self._harmoniser = Harmoniser(self._mapping)
+        self.tables = tuple(dict.fromkeys(part.table for part in self._mapping.tables.values()))
+        self.refused: dict[str, set[int]] = {}
+
+    def connect(self) -> psycopg.Connection:
+        """Returns a read-only autocommit connection, for a `with`."""
+        return _connect(self._dsn)
+
+    def rows(self, conn: psycopg.Connection, table: str) -> Iterator[Rows]:
+        """Yields the rows of a canonical table as the source has them; soft-deleted ones not."""
+        for name, part in self._mapping.tables.items():
+            if part.table == table:
+                columns = [
+                    ColumnRead(column, f"{_quoted(column)}::text", Form.TEXT)
+                    for column in part.needed
+                ]
+                place = ".".join(_quoted(word) for word in name.split(".", 1))
+                for batch in read_rows(conn, columns, place):
+                    yield self._harmonised(TABLES[table], name, batch)
+
+    def id_of(self, reject: Reject) -> tuple[str, str] | None:
+        """Returns canonical table and record id of a refused change, None if it names no row."""
+        part = self._mapping.tables.get(reject.src_table)
+        if part is None:
+            return None
+        if reject.row.get("record_id") is not None:  # Refused by the store: canonical content.
+            return part.table, reject.row["record_id"]
+        values = [reject.row.get(column) for column in part.id]
+        return None if None in values else (part.table, "|".join(values))
+
+    def _harmonised(self, table: Table, name: str, batch: pa.RecordBatch) -> Rows:
+        n = batch.num_rows
+        meta = {
+            "_op": pa.array(np.full(n, Op.SNAPSHOT, np.uint8)),
+            "_lsn": pa.array(np.zeros(n, np.int64)),
+            "_seq": pa.array(np.arange(1, n + 1, dtype=np.int32)),
+            "_commit_us": pa.array(np.zeros(n, np.int64)),
+            "_unchanged": pa.array(np.zeros(n, np.uint64)),
+        }
+        arrays, names = [*meta.values(), *batch.columns], [*meta, *batch.schema.names]
+        changes = {name: pa.RecordBatch.from_arrays(arrays, names=names)}
+        raw = RawChanges(Position(0, 0), Position(0, SEQ_END), n, 0, changes)
+        harmonised = self._harmoniser.apply(raw)
+        for reject in harmonised.rejects:
+            if (found := self.id_of(reject)) is not None:
+                self.refused.setdefault(found[0], set()).add(hash_id(found[1]))
+        rows = harmonised.tables.get(table.name)
+        if rows is None:
+            return NO_ROWS
+        here = rows.column("_op").to_numpy() != Op.DELETE
+        if not here.all():
+            rows = rows.filter(pa.array(here))
+        n = rows.num_rows
+        return Rows(
+            hash_ids(rows.column("record_id")),
+            words_of(digest_rows(table, rows)),
+            np.ones(n, np.bool_),
+            np.zeros(n, np.int64),
+            np.zeros(n, np.bool_),
+            rows.column("record_id"),
+            rows.column("_src_table"),
+        )
+
+
+class StoreSide:
+    """One consult store."""
+
+    def __init__(self, name: str, dsn: str):
+        self.name = name
+        self._dsn = dsn
+
+    def connect(self) -> psycopg.Connection:
+        """Returns a read-only autocommit connection, for a `with`."""
+        return _connect(self._dsn)
+
+    def rows(self, conn: psycopg.Connection, campus: str, table: str) -> Iterator[Rows]:
+        """Yields one campus's rows of a canonical table, tombstones among them."""
+        declared = TABLES[table]
+        columns = [ColumnRead("record_id", "record_id", Form.TEXT)]
+        for column in declared.columns:
+            cast = "::text" if column.kind is Kind.DECIMAL else ""
+            place = _quoted(column.name) + cast
+            columns.append(ColumnRead(column.name, place, _FORMS[column.kind]))
+        columns += [
+            ColumnRead("_stored", "digest", Form.DIGEST),
+            ColumnRead("_src_lsn", "src_lsn", Form.INT),
+            ColumnRead("_deleted", "deleted", Form.BOOL),
+            ColumnRead("_from", "src_table", Form.TEXT),
+        ]
+        literal = sql.Literal(campus).as_string(conn)
+        place = f"consult.{_quoted(table)} WHERE campus = {literal}"
+        for batch in read_rows(conn, columns, place):
+            words = words_of(digest_rows(declared, batch))
+            live = ~batch.column("_deleted").to_numpy(zero_copy_only=False)
+            stored = words_of(batch.column("_stored"))
+            yield Rows(
+                hash_ids(batch.column("record_id")),
+                words,
+                live,
+                batch.column("_src_lsn").to_numpy(),
+                live & (words != stored).any(axis=1),
+                batch.column("record_id"),
+                batch.column("_from"),
+            )
+
+
+def hash_ids(ids: pa.Array) -> np.ndarray:
+    """Returns a 64-bit hash of every text (uint64[n]): the same everywhere, not secret."""
+    offsets = np.frombuffer(ids.buffers()[1] or bytes(4), np.int32)
+    offsets = offsets[ids.offset : ids.offset + len(ids) + 1].astype(np.int64)
+    data = ids.buffers()[2]
+    return _hash(offsets, np.frombuffer(data, np.uint8) if data else np.empty(0, np.uint8))
+
+
+def hash_id(record_id: str) -> int:
+    """Returns `hash_ids` of one id."""
+    return int(hash_ids(pa.array([record_id]))[0])
+
+
+def words_of(digests: pa.Array) -> np.ndarray:
+    """Returns digests (binary[32]) as their little-endian words (uint64[n, 4]); a null is zeros."""
+    n = len(digests)
+    data = np.frombuffer(digests.buffers()[1] or b"", np.uint8)
+    words = data[digests.offset * 32 : (digests.offset + n) * 32].view("<u8").reshape(n, 4)
+    if digests.null_count:
+        words = np.where(digests.is_valid().to_numpy(zero_copy_only=False)[:, None], words, 0)
+    return words
+
+
+def _connect(dsn: str) -> psycopg.Connection:
+    return psycopg.connect(
+        dsn,
+        autocommit=True,
+        connect_timeout=_CONNECT_TIMEOUT_S,
+        options=_OPTIONS,
+        application_name="campus_sync_compare",
+    )
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+@nb.njit(nogil=True, cache=True)
+def _hash(offsets, data):
+    """FNV-1a with MurmurHash3's finish, so that low bits (the buckets) are mixed."""
+    out = np.empty(len(offsets) - 1, np.uint64)
+    for i in range(len(out)):
+        h = np.uint64(0xCBF29CE484222325)
+        for k in range(offsets[i], offsets[i + 1]):
+            h = (h ^ np.uint64(data[k])) * np.uint64(0x100000001B3)
+        h = (h ^ (h >> np.uint64(33))) * np.uint64(0xFF51AFD7ED558CCD)
+        h = (h ^ (h >> np.uint64(33))) * np.uint64(0xC4CEB9FE1A85EC53)
+        out[i] = h ^ (h >> np.uint64(33))
+    return out
+
+
+@nb.njit(nogil=True, cache=True)
+def _add(rows, sums, hashes, words):
+    mask = np.uint64(len(rows) - 1)
+    for i in range(len(hashes)):
+        bucket = np.int64(hashes[i] & mask)
+        rows[bucket] += 1
+        for k in range(4):
+            sums[bucket, k] += words[i, k]

@@ -98,7 +98,8 @@ def _add_look(verbs) -> None:
         verb = verbs.add_parser(name, help=text)
         _add_config(verb)
         verb.add_argument("--json", action="store_true")
-        verb.set_defaults(handler=_verb("runners.look", name))
+        module = "runners.status" if name == "status" else "runners.look"
+        verb.set_defaults(handler=_verb(module, name))
         if name == "status":
             verb.add_argument("--once", action="store_true", help="print once instead of live")
         if name == "report":

@@ -43,7 +43,7 @@ def demo(options: argparse.Namespace) -> int:
             stack.callback(world.down, folder)
             world.up(folder)
         config = load(folder / "campuses.yaml")
-        traffic = Traffic(config, options.seed)
+        traffic = stack.enter_context(Traffic(config, options.seed))
         with console.status(f"admitting {_PATIENTS} patients before the first sync"):
             traffic.preload(_PATIENTS)
         job = _Job(folder)
@@ -51,7 +51,7 @@ def demo(options: argparse.Namespace) -> int:
         observer = stack.enter_context(Observer(config))
         with console.status(f"starting the pipeline on Flink (log: {job.log})"):
             _wait(job, lambda: _all_read(observer), _START_S, "the first snapshots")
-        _traffic(console, observer, traffic, options)
+        _traffic(console, observer, traffic, config, options)
         with console.status("waiting until every link has applied all that was committed"):
             ends = {name: _log_end(source.dsn) for name, source in config.sources.items()}
             _wait(job, lambda: _all_applied(observer, config, ends), _DRAIN_S, "the last changes")
@@ -108,14 +108,17 @@ def _wait(job: _Job, done, timeout_s: float, what: str) -> None:
         time.sleep(_LOOK_S)
 
 
-def _traffic(console: Console, observer: Observer, traffic: Traffic, options) -> None:
+def _traffic(
+    console: Console, observer: Observer, traffic: Traffic, config: Config, options
+) -> None:
     """Writes traffic and shows the links meanwhile."""
     failed: list[BaseException] = []
 
     def write() -> None:
         try:
             traffic.run(options.rate, options.seconds)
-            traffic.wrong()
+            for source in config.sources:
+                traffic.wrong(source)  # What must end as dead letters, and hold back nothing.
         except (psycopg.Error, CampusSyncError) as error:
             failed.append(error)
 

@@ -27,7 +27,7 @@ from apache_beam.portability.api import beam_job_api_pb2, beam_job_api_pb2_grpc
 from apache_beam.runners.portability.portable_runner import PortableRunner
 from apache_beam.utils.subprocess_server import pick_port
 
-from runners import jars, processes
+from runners import jars, processes, safe_log
 from runners.options import SyncOptions
 from runners.pulse import read_at_pulse
 from runners.workers import WorkerPool
@@ -48,6 +48,8 @@ _LOCAL = ("[local]", "[auto]")
 _READY_S = 60
 _CANCEL_S = 5  # A job that is not gone by then goes with its JVM.
 _POLL_S = 0.25
+_MESSAGES_S = 3
+_TAIL_BYTES = 64 << 10
 _HEALTHY_S = 60  # A job that ran so long had no part in an earlier failure.
 _BACKOFF_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 _MESSAGE_BYTES_MAX = 2**31 - 1
@@ -233,11 +235,12 @@ class _Job:
         self._result = pipeline.run()
         self._id = self._result._job_id
         self._error = ""
-        threading.Thread(target=self._listen, name="flink-messages", daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, name="flink-messages", daemon=True)
+        self._listener.start()
 
-    @property
     def error(self) -> str:
-        """Class of the newest error, without its text: that may quote a patient's data."""
+        """Class of the newest error of an ended job; not its text, which may quote a patient's."""
+        self._listener.join(_MESSAGES_S)  # The messages may come a moment after the state.
         return self._error
 
     def state(self) -> int:
@@ -300,6 +303,8 @@ class _Supervisor:
         self._jitter = jitter
         self._attempt = 0
         self._running_since: float | None = None
+        self._log_begin = 0
+        self._own_environment = False
 
     def run(self) -> Outcome:
         self._check()
@@ -337,6 +342,8 @@ class _Supervisor:
 
     def _run_once(self, class_path: tuple[pathlib.Path, ...]) -> Outcome:
         self._report(Event("starting", self._attempt))
+        log = self._work_dir / "worker.log"
+        self._log_begin = log.stat().st_size if log.exists() else 0
         master = self._options.view_as(FlinkRunnerOptions).flink_master
         server = FlinkJobServer(
             class_path, self._work_dir, master, self._sync.flink_memory, self._sync.java
@@ -356,6 +363,17 @@ class _Supervisor:
             stack.callback(job.cancel)
             return self._watch(job, server, pool)
 
+    def _worker_error(self) -> str:
+        """Class of the newest exception that a worker of this attempt logged, or ""."""
+        try:
+            with (self._work_dir / "worker.log").open("rb") as log:
+                size = log.seek(0, os.SEEK_END)
+                log.seek(max(self._log_begin if self._log_begin <= size else 0, size - _TAIL_BYTES))
+                text = log.read().decode(errors="replace")
+        except FileNotFoundError:
+            return ""
+        return error_class(text) if safe_log.WITHHELD in text or "Traceback" in text else ""
+
     def _pool(self, stack: contextlib.ExitStack) -> WorkerPool | None:
         """Returns the pool of worker processes, or None where Beam or the user runs them."""
         portable = self._options.view_as(PortableOptions)
@@ -364,7 +382,7 @@ class _Supervisor:
             return None
         if portable.environment_type and self._attempt == 1:
             self._own_environment = True
-        if getattr(self, "_own_environment", False):
+        if self._own_environment:
             return None
         pool = WorkerPool(self._options, self._work_dir / "worker.log")
         stack.callback(pool.stop)
@@ -401,7 +419,8 @@ class _Supervisor:
                 self._report(Event("ended", self._attempt))
                 return Outcome.DONE
             if state in _ENDED:
-                cause = f": {job.error}" if job.error else ""
+                error = self._worker_error() or job.error()
+                cause = f": {error}" if error else ""
                 raise _Failed(f"the job is {State.Enum.Name(state)}{cause}")
         self._report(Event("stopping", self._attempt))
         return Outcome.STOPPED
@@ -445,7 +464,7 @@ def _logging_to(path: pathlib.Path) -> typing.Iterator[None]:
     """Sends what libraries log in this process to a file, for the time of a run."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path, encoding="utf-8", delay=True)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    handler.setFormatter(safe_log.SafeFormatter())
     root = logging.getLogger()
     root.addHandler(handler)
     try:

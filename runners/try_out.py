@@ -43,17 +43,18 @@ def world(options: argparse.Namespace) -> int:
 
 def traffic(options: argparse.Namespace) -> int:
     """Writes traffic into the sources until the time is over."""
-    source = Traffic(load(options.config), options.seed)
     console = Console(stderr=True)
-    if options.preload:
-        with console.status(f"preloading {options.preload} patients"):
-            source.preload(options.preload)
     columns = (SpinnerColumn(), TextColumn("traffic"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("rows", total=int(options.rate * options.seconds))
-        source.run(
-            options.rate,
-            options.seconds,
-            progress=lambda rows: progress.update(task, completed=rows),
-        )
+    with Traffic(load(options.config), options.seed) as source:
+        if options.preload:
+            with console.status(f"preloading {options.preload} patients"):
+                source.preload(options.preload)
+        with Progress(*columns, console=console) as progress:
+            task = progress.add_task("rows", total=int(options.rate * options.seconds))
+            done = source.run(
+                options.rate,
+                options.seconds,
+                progress=lambda rows: progress.update(task, completed=rows),
+            )
+    print(f"{done.rows} row changes in {done.transactions} transactions")
     return 0

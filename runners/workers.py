@@ -1,7 +1,6 @@
 """The pool that starts Beam's Python workers, each in a process of its own, when Flink asks."""
 
 import json
-import logging
 import os
 import pathlib
 import select
@@ -14,7 +13,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.portability.api import beam_fn_api_pb2
 from apache_beam.runners.worker import sdk_worker_main, worker_pool_main
 
-from runners import processes
+from runners import processes, safe_log
 from schemas.errors import CampusSyncError
 
 _READY = "listening on "
@@ -117,11 +116,7 @@ class _Servicer(worker_pool_main.BeamFnExternalWorkerPoolServicer):
 
 def main(argv: list[str]) -> None:
     """Entry point of the pool (`pool`) and of each worker (`work`)."""
-    logging.basicConfig(
-        force=True,
-        level=logging.WARNING,
-        format="%(asctime)s %(process)d %(levelname)s %(name)s %(message)s",
-    )
+    safe_log.guard_process()
     if argv == ["work"]:
         sdk_worker_main.main(None)
         return

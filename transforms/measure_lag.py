@@ -153,9 +153,13 @@ class MergeReceipts(beam.CombineFn):
         return accumulator
 
 
-_MEASURED = CombiningValueStateSpec("measured", MeasuredCoder(), MergeReceipts())
+_MEASURED = beam.DoFn.StateParam(
+    CombiningValueStateSpec("measured", MeasuredCoder(), MergeReceipts())
+)
 _PANE = TimerSpec("pane", TimeDomain.REAL_TIME)
+_PANE_TIMER = beam.DoFn.TimerParam(_PANE)
 _CLOSE = TimerSpec("close", TimeDomain.REAL_TIME)
+_CLOSE_TIMER = beam.DoFn.TimerParam(_CLOSE)
 
 
 class _MeasureFn(beam.DoFn):
@@ -168,9 +172,9 @@ class _MeasureFn(beam.DoFn):
     def process(
         self,
         element: tuple[str, Receipt],
-        measured=beam.DoFn.StateParam(_MEASURED),
-        pane=beam.DoFn.TimerParam(_PANE),
-        close=beam.DoFn.TimerParam(_CLOSE),
+        measured=_MEASURED,
+        pane=_PANE_TIMER,
+        close=_CLOSE_TIMER,
     ):
         now_us = self._now_us()
         measured.add(element[1])
@@ -180,12 +184,12 @@ class _MeasureFn(beam.DoFn):
         close.set(Timestamp(micros=now_us + (WINDOW_S + GRACE_S) * 1_000_000))
 
     @on_timer(_PANE)
-    def when_second_passed(self, key=beam.DoFn.KeyParam, measured=beam.DoFn.StateParam(_MEASURED)):
+    def when_second_passed(self, key=beam.DoFn.KeyParam, measured=_MEASURED):
         self._panes.inc()
         yield _window(key, measured.read())
 
     @on_timer(_CLOSE)
-    def when_over(self, measured=beam.DoFn.StateParam(_MEASURED)):
+    def when_over(self, measured=_MEASURED):
         measured.clear()
 
 

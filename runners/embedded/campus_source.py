@@ -147,6 +147,10 @@ class CampusSource:
         self._plan(2 * count)
         return self._committed(count)
 
+    def upload_size(self, low: int, high: int) -> int:
+        """Returns the size of a next upload, `low` to `high`."""
+        return int(self._rng.integers(low, high + 1))
+
     def bulk_transaction(self, rows: int, progress: collections.abc.Callable[[int], None]) -> None:
         """Inserts `rows` results in one transaction; not repeated if the connection breaks."""
         self._open_visits()
@@ -333,6 +337,8 @@ class CampusSource:
     def _connected(self) -> psycopg.Connection:
         if self._connection is None or self._connection.closed:
             self._connection = psycopg.connect(self._dsn, autocommit=True, connect_timeout=10)
+            # Which NULLs a row has makes another statement of it: there are hundreds.
+            self._connection.prepared_max = None
         return self._connection
 
     def _used(self, ids: Ids) -> int:

@@ -1,6 +1,7 @@
 """What a hospital's programs do to its database: changes, in transactions, and as SQL."""
 
 import collections.abc
+import contextlib
 import functools
 import typing
 
@@ -78,13 +79,15 @@ def key_of(table: str, row: collections.abc.Mapping[str, object]) -> dict[str, o
 
 
 def perform(connection: psycopg.Connection, step: Step) -> None:
-    """Runs one transaction on a connection in autocommit, in one round trip if it can.
+    """Runs one transaction on a connection in autocommit.
 
     Raises:
       psycopg.Error: the database refuses it.
     """
-    with connection.pipeline():
-        if len(step.changes) == 1 and not step.rolled_back and not step.undone:
+    # psycopg forgets its prepared statements at a rollback, in a pipeline too late.
+    rolls_back = bool(step.rolled_back or step.undone)
+    with contextlib.nullcontext() if rolls_back else connection.pipeline():
+        if len(step.changes) == 1 and not rolls_back:
             _execute(connection, step.changes[0])
             return
         connection.execute("BEGIN")

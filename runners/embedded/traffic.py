@@ -3,7 +3,6 @@
 import collections.abc
 import concurrent.futures
 import dataclasses
-import itertools
 import threading
 import time
 
@@ -119,28 +118,137 @@ class Traffic:
           TrafficError: a source cannot be written for a minute.
           ValueError: an unknown shape.
         """
-        names = list(self._config.sources)
         total, began = int(rate * seconds), time.monotonic()
-        due = _due(shape, seconds, began)
+        sources = [self._source(name) for name in self._config.sources]
+        shares = {s.name: (total + i) // len(sources) for i, s in enumerate(sources)}
+        before = [(s.transactions, s.rolled_back) for s in sources]
         tell, stop = _Sum(progress), stop or threading.Event()
-        before = {name: dataclasses.asdict(self._source(name).counts()) for name in names}
-        shares = {name: (total + i) // len(names) for i, name in enumerate(names)}
+        due = _due(shape, seconds, began)
 
         def work(source: CampusSource) -> int:
-            rows = shares[source.name]
+            rows, done = shares[source.name], False
             try:
-                return _work(source, rows, rows / seconds, emergency_share, due, tell.add, stop)
-            except BaseException:
-                stop.set()  # The others need not go on alone.
-                raise
+                written = _work(source, rows, rows / seconds, emergency_share, due, tell.add, stop)
+                done = True
+            finally:
+                if not done:
+                    stop.set()  # The others need not go on alone.
+            return written
 
         by_source = self._each(work)
         tell.finish()
-        after = [self._source(name).counts() for name in names]
-        return TrafficSummary(
-            sum(by_source.values()),
-            by_source,
-            sum(c.transactions - before[n]["transactions"] for n, c in zip(names, after, strict=True)),
-            sum(c.rolled_back - before[n]["rolled_back"] for n, c in zip(names, after, strict=True)),
-            time.monotonic() - began,
-        )
+        counts = zip(sources, before, strict=True)
+        more = [(s.transactions - was[0], s.rolled_back - was[1]) for s, was in counts]
+        transactions, rolled_back = map(sum, zip(*more, strict=True))
+        seconds_taken = time.monotonic() - began
+        rows = sum(by_source.values())
+        return TrafficSummary(rows, by_source, transactions, rolled_back, seconds_taken)
+
+    def finish(self) -> dict[str, int]:
+        """Runs every begun story to its end, so that nobody is left under emergency.
+
+        Returns row changes by source.
+        """
+        return self._each(lambda source: source.finish_stories())
+
+    def bulk_transaction(
+        self, source: str, rows: int = 300_000, progress: Progress | None = None
+    ) -> None:
+        """Inserts `rows` laboratory results into one source in one transaction.
+
+        Raises:
+          psycopg.Error: the connection broke; nothing of it was committed, or all.
+        """
+        self._source(source).bulk_transaction(rows, _Sum(progress).add)
+
+    def backlog(
+        self, source: str, rows: int, tx_rows: int, progress: Progress | None = None
+    ) -> None:
+        """Inserts `rows` results in transactions of `tx_rows`, unpaced, without waiting for
+        the disk: for measurements. `progress` is called with the rows so far."""
+        self._source(source).backlog(rows, tx_rows, _Sum(progress).add)
+
+    def wrong(self, source: str) -> dict[str, int]:
+        """Writes rows that the source accepts and that must become dead letters.
+
+        Returns how many, by what is wrong: `spo2_above_100` and `triage_level_9`, which the
+        store's plausible ranges refuse; `value_nan`, `time_infinite` and
+        `date_year_294000`, which no canonical value can hold.
+        """
+        return self._source(source).wrong()
+
+    def _source(self, name: str) -> CampusSource:
+        with self._lock:
+            if name not in self._sources:
+                settings = self._config.sources[name]
+                self._sources[name] = CampusSource(
+                    name, settings.dsn, settings.mapping, self._seed, self._clock, self._writer
+                )
+            return self._sources[name]
+
+    def _each(self, action: collections.abc.Callable[[CampusSource], int]) -> dict[str, int]:
+        """Does it with every source at once; returns its results, or raises the first error."""
+        names = list(self._config.sources)
+        with concurrent.futures.ThreadPoolExecutor(len(names)) as pool:
+            pending = [pool.submit(lambda name: action(self._source(name)), n) for n in names]
+        return {name: future.result() for name, future in zip(names, pending, strict=True)}
+
+
+class _Sum:
+    """Adds up what several threads have written and tells it now and then."""
+
+    def __init__(self, progress: Progress | None):
+        self._progress = progress
+        self._lock = threading.Lock()
+        self._rows, self._told = 0, 0.0
+
+    def add(self, rows: int) -> None:
+        with self._lock:
+            self._rows += rows
+            if self._progress is not None and time.monotonic() - self._told >= _PROGRESS_S:
+                self._told = time.monotonic()
+                self._progress(self._rows)
+
+    def finish(self) -> None:
+        with self._lock:
+            if self._progress is not None:
+                self._progress(self._rows)
+
+
+def _work(
+    source: CampusSource,
+    total: int,
+    rate: float,
+    emergency_share: float,
+    due: collections.abc.Callable[[float], float],
+    tell: Progress,
+    stop: threading.Event,
+) -> int:
+    """One source's part of a run; which transaction comes next does not depend on time."""
+    bulk_share = 1 - min(rate * _STORY_SHARE, _STORY_RATE_MAX) / rate if rate else 0.0
+    low, high = _UPLOAD_ROWS
+    high = int(min(max(rate * bulk_share * _UPLOAD_EVERY_S, low), high))
+    size = low
+    done = bulk_done = 0
+    while done < total:
+        if stop.wait(max(due(done / total) - time.monotonic(), 0)):
+            break
+        if bulk_done + size <= bulk_share * (done + size) and done + size <= total:
+            rows = source.bulk(size)
+            bulk_done += rows
+            size = source.upload_size(low, high)
+        else:
+            rows = source.story_step(emergency_share)
+        done += rows
+        tell(rows)
+    return done
+
+
+def _due(shape: str, seconds: float, began: float) -> collections.abc.Callable[[float], float]:
+    """Returns when (by the monotonic clock) a fraction of a run's rows is due."""
+    if shape not in ("flat", "day"):
+        raise ValueError(f"shape {shape!r} is neither `flat` nor `day`")
+    hours = np.array(HOURS, dtype=float) if shape == "day" else np.ones(24)
+    done = np.concatenate([[0.0], np.cumsum(hours)]) / hours.sum()
+    at = np.linspace(began, began + seconds, 25)
+    return lambda fraction: float(np.interp(fraction, done, at))

@@ -165,7 +165,8 @@ def test_a_signal_stops_it_in_seconds(start, number):
     assert time.monotonic() - began < 10
     assert alive(children) == []
     job.errors.seek(0)
-    assert "WARN" not in job.errors.read()
+    # Beam's own import comes before ours here, and its warning with it.
+    assert [line for line in job.errors if "apitools not found" not in line] == []
 
 
 def test_a_signal_while_starting_stops_it_too(start):
@@ -194,6 +195,9 @@ def test_gives_up_after_failures_and_prints_no_content(start):
     assert "campus-sync check" in text
     assert "worker.log" in text
     assert all("ValueError" in detail for detail in details)
+    for log in sorted((job.dir / "work").glob("*.log")):
+        text += log.read_text()
+    assert "withheld" in text
     assert "ZHANG" not in text + "".join(details)
 
 

@@ -1,16 +1,25 @@
 """Compare, report and their store on real PostgreSQL: proof by content, and what it must find."""
 
+import argparse
 import base64
 import dataclasses
 import json
 import pathlib
+import socket
+import time
+import urllib.request
 
+import apache_beam as beam
 import numpy as np
 import psycopg
 import pytest
+from apache_beam.testing.test_pipeline import TestPipeline as BeamTestPipeline
+from prometheus_client import generate_latest
 
 from pipelines.compare import compare
 from pipelines.sla_report import Observer, PairWatch, gather
+from runners.metrics import Recorder
+from runners.status import status
 from schemas.batches import Lane
 from schemas.config import Config, Link, load
 from schemas.mappings import load_mapping
@@ -366,3 +375,100 @@ def test_health_samples_make_the_backlog(campus):
         sla_store.put_health(primary, NOW_US + second * 1_000_000, samples)
     report = gather(campus.config, NOW_US)
     assert [point.backlog_bytes for point in report.backlog] == [0, 1, 2]
+
+
+def test_panes_reach_the_primary_and_wait_while_it_is_down(campus, postgres_server):
+    """As a worker runs it: bundles of panes, a primary that refuses, then takes them all."""
+    now = [NOW_US]
+    dsn = campus.config.stores["primary"].dsn
+    fn = sla_store._WriteFn(dsn, "first", lambda: now[0])
+    start = NOW_US // 10_000_000 * 10_000_000
+
+    def bundle(*panes):
+        for pane in panes:
+            fn.process(pane)
+        fn.finish_bundle()
+
+    def rows() -> int:
+        return sum(point.rows for point in gather(campus.config, NOW_US).points)
+
+    bundle(window(3, start, 10), window(2, start, 10))
+    assert rows() == 3
+    primary = campus.stores["primary"]
+    primary.execute("ALTER TABLE sync.lag RENAME TO lag_away")
+    fn.teardown()
+    fn._conn = None
+    bundle(window(5, start, 10))
+    primary.execute("ALTER TABLE sync.lag_away RENAME TO lag")
+    bundle(window(7, start + 10_000_000, 10))
+    assert rows() == 3, "it is not asked again before some seconds have gone by"
+    now[0] += 6_000_000
+    bundle()
+    assert rows() == 12
+    fn.teardown()
+
+
+def test_the_pipeline_writes_what_it_measured(campus):
+    start = NOW_US // 10_000_000 * 10_000_000
+    dsn = campus.config.stores["primary"].dsn
+    with BeamTestPipeline("BundleBasedDirectRunner") as root:
+        panes = root | beam.Create([window(4, start, 20), window(9, start, 20)])
+        panes | sla_store.WriteLag(dsn, "first", lambda: NOW_US)
+    (lag,) = gather(campus.config, NOW_US).lag
+    assert lag.rows == 9
+
+
+def test_the_recorder_exports_samples_and_opens_incidents(campus):
+    """Looks thrice: one-sided, one-sided for too long, together again."""
+    now = [NOW_US]
+    newest = campus.log_end() + 10
+    campus.stores["primary"].execute(
+        "INSERT INTO sync.progress (link, lane, lsn, seq, captured, delivered, duplicates,"
+        " superseded, held, dead, swept, commit_us, watermark_us)"
+        " VALUES ('main>primary', 'emergency', %s, 1, 4, 4, 0, 0, 0, 0, 0, 0, 0)",
+        (newest,),
+    )
+    incidents = "SELECT link, kind, state FROM sync.incident"
+    recorder = Recorder(campus.config, now_us=lambda: now[0])
+    with Observer(campus.config) as observer:
+        recorder.record(observer)
+        assert campus.stores["primary"].execute(incidents).fetchall() == []
+        now[0] += 11_000_000
+        recorder.record(observer)
+        recorder.record(observer)
+        opened = [("main>main", ONE_SIDED, "open")]
+        assert campus.stores["primary"].execute(incidents).fetchall() == opened
+        assert campus.stores["main"].execute(incidents).fetchall() == []
+        campus.stores["main"].execute("UPDATE sync.progress SET lsn = %s", (newest,))
+        now[0] += 1_000_000
+        recorder.record(observer)
+    closed = [("main>main", ONE_SIDED, "closed")]
+    assert campus.stores["primary"].execute(incidents).fetchall() == closed
+    assert len(gather(campus.config, now[0]).backlog) == 6
+    text = generate_latest(recorder.registry).decode()
+    assert 'outcome="captured"} 250.0' in text
+
+
+def test_the_endpoint_answers_while_it_is_open(campus):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with Recorder(campus.config, port=port, every_s=0.05):
+        deadline = time.monotonic() + 20
+        text = ""
+        while "campus_sync_link_state" not in text and time.monotonic() < deadline:
+            time.sleep(0.05)
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+                text = answer.read().decode()
+    assert 'campus_sync_open_dead_letters{link="main>main"} 0.0' in text
+
+
+def test_status_once_is_json_that_says_every_link(campus, capsys, tmp_path):
+    options = argparse.Namespace(config=tmp_path / "campuses.yaml", once=True, json=True)
+    assert status(options) == 1  # Nobody reads the slots.
+    shown = json.loads(capsys.readouterr().out)
+    assert [link["health"]["link"] for link in shown["links"]] == ["main>primary", "main>main"]
+    assert shown["links"][0]["ledgers"]["routine"]["counts"]["captured"] == 250
+    options.json = False
+    assert status(options) == 1
+    assert "campus-sync run" in capsys.readouterr().out

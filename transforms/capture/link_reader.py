@@ -186,7 +186,8 @@ class LinkReader:
                 slot_lost=state.lost,
                 confirmed_lsn=state.confirmed_lsn,
                 log_end_lsn=state.log_end_lsn,
-                new_tables=not self._mapping.tables.keys() <= ledger.read_tables(store, settings.name),
+                new_tables=not self._mapping.tables.keys()
+                <= ledger.read_tables(store, settings.name),
             )
         )
         with self._changed:

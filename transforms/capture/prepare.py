@@ -48,9 +48,7 @@ class Preparer:
       escalations: who is under emergency when reading starts, from the store.
     """
 
-    def __init__(
-        self, settings: LinkSettings, mapping: CampusMapping, escalations: Escalations
-    ):
+    def __init__(self, settings: LinkSettings, mapping: CampusMapping, escalations: Escalations):
         self._settings = settings
         self._harmoniser = Harmoniser(mapping)
         self._classifier = Classifier(load_rules(settings.rules), settings.source)

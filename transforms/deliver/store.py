@@ -1,7 +1,6 @@
 """A consult store as a link delivers to it: rows, counts and ledger in one transaction."""
 
 import collections
-import dataclasses
 import datetime
 import hashlib
 import json
@@ -14,15 +13,15 @@ import pyarrow as pa
 from psycopg.conninfo import conninfo_to_dict
 
 from schemas import wire
-from schemas.batches import ChangeBatch, DeadLetter, Lane, ManifestEntry, Reject
+from schemas.batches import ChangeBatch, DeadLetter, Lane, Reject
 from schemas.entities import TABLES
 from schemas.errors import ConservationBroken, SealBrokenError, StoreUnavailable
 from schemas.positions import Position
 from schemas.receipts import Counts, Receipt
-from transforms.checksum import EMPTY_SET, add_sets, digest_set
+from transforms.checksum import EMPTY_SET
 from transforms.deliver import ledger, merge
 from transforms.deliver.compact import Compacted, compact
-from transforms.deliver.ledger import LedgerState, Span
+from transforms.deliver.ledger import LedgerState
 from transforms.deliver.merge import (
     ContendedError,
     ExpressRefused,
@@ -32,7 +31,15 @@ from transforms.deliver.merge import (
     TableMerger,
     is_data,
 )
-from transforms.join_batches import concat_rows
+from transforms.deliver.trim import (
+    Part,
+    Sums,
+    add_to,
+    negative,
+    new_parts,
+    runs_of,
+    sums_of,
+)
 from transforms.seal_dead_letters import Sealer
 
 _LOGGER = logging.getLogger(__name__)
@@ -84,9 +91,6 @@ SELECT %s, %s, * FROM unnest(%s::text[], %s::timestamptz[], %s::bigint[], %s::by
 ON CONFLICT (link, lane, table_name, window_start) DO UPDATE
 SET source_count = excluded.source_count, source_digest = excluded.source_digest,
     store_count = excluded.store_count, store_digest = excluded.store_digest"""
-
-_Window = tuple[str, int]  # (table, start in µs).
-_Sums = dict[_Window, tuple[int, bytes]]
 
 
 class Store:
@@ -173,12 +177,15 @@ class Store:
         self, conn, batches: list[ChangeBatch], lane: Lane, late: int, express: bool
     ) -> Receipt:
         before = ledger.lock(conn, self._link, lane)
-        parts, after = _parts(batches, before)
+        parts, after = new_parts(batches, before)
         if not parts:
             conn.execute("ROLLBACK")
             return _nothing(self._link, lane, before.position, batches)
         delivery = _Delivery(conn, self._link, self._campus, lane, parts, before, after)
-        delivery.write_rows({name: self._merger(name, lane) for name in delivery.tables}, express)
+        mergers = {name: self._merger(name, lane) for name in delivery.tables}
+        for merger in mergers.values():
+            merger.begin()
+        delivery.write_rows(mergers, express)
         delivery.sweep(lambda name: self._merger(name, lane))
         delivery.finish(self._sealer)
         return delivery.receipt(self._now_us(), late)
@@ -217,101 +224,6 @@ class Store:
         return f"store of {self._link} at {host}:{port}"
 
 
-@dataclasses.dataclass(frozen=True)
-class _Part:
-    """What is new in one batch; `batch` has only that. `source` is as counted at capture."""
-
-    batch: ChangeBatch
-    source: _Sums
-
-
-def _parts(batches: Sequence[ChangeBatch], state: LedgerState) -> tuple[list[_Part], LedgerState]:
-    """Returns what of `batches` the ledger does not cover, in order, and the ledger after it."""
-    parts = []
-    for batch in sorted(batches, key=lambda batch: (batch.begin, batch.end)):
-        if batch.begin >= batch.end or state.covers(batch.begin, batch.end):
-            continue
-        if not state.joins(batch.begin) and (batch.sweeps or _has_unknown(batch)):
-            continue
-        parts.append(_new_in(batch, state))
-        state = state.with_applied(batch.begin, batch.end)
-    return parts, state
-
-
-def _has_unknown(batch: ChangeBatch) -> bool:
-    return any(rows["_unchanged"].to_numpy().any() for rows in batch.tables.values())
-
-
-def _new_in(batch: ChangeBatch, state: LedgerState) -> _Part:
-    """Leaves out what was applied of the batch's own range.
-
-    Rows from before it, which an emergency batch has of a patient newly under emergency, are
-    no part of the range: they stay, and the position guard knows them.
-    """
-    source: _Sums = {}
-    for entry in batch.manifest:
-        _add(source, (entry.table, entry.window_start_us), entry.count, entry.digest)
-    spans = state.covered_in(batch.begin, batch.end)
-    if not spans:
-        return _Part(batch, source)
-    tables, gone = {}, 0
-    for name, rows in batch.tables.items():
-        known = _in_spans(rows["_lsn"].to_numpy(), rows["_seq"].to_numpy(), spans)
-        out = rows.filter(pa.array(known))
-        for window, (count, digest) in _sums(name, out, batch.manifest).items():
-            _add(source, window, -count, _negative(digest))
-        gone += out.num_rows
-        if out.num_rows < rows.num_rows:
-            tables[name] = rows.filter(pa.array(~known))
-    dead = tuple(x for x in batch.dead if not _spanned(Position(x.lsn, x.seq), spans))
-    holds = tuple(x for x in batch.holds if not _spanned(x[1], spans))
-    gone += len(batch.dead) - len(dead) + len(batch.holds) - len(holds)
-    trimmed = dataclasses.replace(
-        batch, captured=batch.captured - gone, tables=tables, dead=dead, holds=holds
-    )
-    return _Part(trimmed, source)
-
-
-def _in_spans(lsn: np.ndarray, seq: np.ndarray, spans: Sequence[Span]) -> np.ndarray:
-    inside = np.zeros(len(lsn), np.bool_)
-    for begin, end in spans:
-        after = (lsn > begin.lsn) | ((lsn == begin.lsn) & (seq > begin.seq))
-        until = (lsn < end.lsn) | ((lsn == end.lsn) & (seq <= end.seq))
-        inside |= after & until
-    return inside
-
-
-def _spanned(position: Position, spans: Sequence[Span]) -> bool:
-    return any(begin < position <= end for begin, end in spans)
-
-
-def _add(sums: _Sums, window: _Window, count: int, digest: bytes) -> None:
-    known_count, known_digest = sums.get(window, (0, EMPTY_SET))
-    sums[window] = (known_count + count, add_sets(known_digest, digest))
-
-
-def _negative(digest: bytes) -> bytes:
-    """Returns what `add_sets` brings to the empty set's sum: zero."""
-    return (np.uint64(0) - np.frombuffer(digest, "<u8")).astype("<u8").tobytes()
-
-
-def _sums(table: str, rows: pa.RecordBatch, entries: Sequence[ManifestEntry]) -> _Sums:
-    """Returns count and digest of `rows` by the windows that the manifest names for them."""
-    known = {entry.window_start_us for entry in entries if entry.table == table}
-    if not known or not rows.num_rows:
-        return {}
-    starts = np.array(sorted(known))
-    commit_us = rows["_commit_us"].to_numpy()
-    window = np.maximum(np.searchsorted(starts, commit_us, side="right") - 1, 0)
-    if window.min() == window.max():
-        return {(table, int(starts[window[0]])): digest_set(rows["_digest"])}
-    sums: _Sums = {}
-    for i in np.unique(window):
-        inside = rows["_digest"].filter(pa.array(window == i))
-        sums[table, int(starts[i])] = digest_set(inside)
-    return sums
-
-
 def _nothing(link: str, lane: Lane, at: Position, batches: Sequence[ChangeBatch]) -> Receipt:
     watermark_us = max((batch.watermark_us for batch in batches), default=0)
     none = np.empty(0, np.int64)
@@ -327,7 +239,7 @@ class _Delivery:
         link: str,
         campus: str,
         lane: Lane,
-        parts: Sequence[_Part],
+        parts: Sequence[Part],
         before: LedgerState,
         after: LedgerState,
     ):
@@ -335,16 +247,13 @@ class _Delivery:
         self._link, self._campus, self._lane = link, campus, lane
         self._batches = [part.batch for part in parts]
         self._before, self._after = before, after
-        self._source: _Sums = {}
+        self._source: Sums = {}
         for part in parts:
             for window, (count, digest) in part.source.items():
-                _add(self._source, window, count, digest)
-        names = sorted({name for batch in self._batches for name in batch.tables})
-        self.tables = {
-            name: concat_rows([b.tables[name] for b in self._batches if name in b.tables])
-            for name in names
-        }
-        self._applied: _Sums = {}
+                add_to(self._source, window, count, digest)
+        self._runs = runs_of(parts)
+        self.tables = {name for run in self._runs for name in run}
+        self._applied: Sums = {}
         self._refused: list[Reject] = []
         self._delivered_us: list[np.ndarray] = []
         self._outcomes = collections.Counter()
@@ -357,25 +266,26 @@ class _Delivery:
         Raises:
           ExpressRefused: with `express`, the server refused a row: begin again without.
         """
-        entries = [entry for batch in self._batches for entry in batch.manifest]
-        work: dict[str, Compacted] = {}
-        for name, rows in self.tables.items():
-            for window, (count, digest) in _sums(name, rows, entries).items():
-                _add(self._applied, window, count, digest)
-            rows = self._without_swept(rows)
-            if rows.num_rows:
-                work[name] = compact(TABLES[name], rows)
-        fits = (mergers[name].fits_express(compacted) for name, compacted in work.items())
-        if express and work and all(fits):
-            merged = self._express(mergers, work)
-        else:
-            merged = {}
+        for run in self._runs:
+            work: dict[str, Compacted] = {}
+            for name, rows in run.items():
+                self._add_applied(name, rows)
+                rows = self._without_swept(rows)
+                if rows.num_rows:
+                    work[name] = compact(TABLES[name], rows)
+            fits = (mergers[name].fits_express(compacted) for name, compacted in work.items())
+            if express and len(self._runs) == 1 and work and all(fits):
+                merged = self._express(mergers, work)
+            else:
+                merged = {name: mergers[name].merge(rows) for name, rows in work.items()}
             for name, compacted in work.items():
-                mergers[name].begin()
-                merged[name] = mergers[name].merge(compacted)
-        for name, compacted in work.items():
-            self._note_outcomes(compacted, merged[name].outcomes)
-            self._note_refused(name, compacted, merged[name].refusals, entries)
+                self._note_outcomes(compacted, merged[name].outcomes)
+                self._note_refused(name, compacted, merged[name].refusals, run[name])
+
+    def _add_applied(self, name: str, rows: pa.RecordBatch, sign: int = 1) -> None:
+        entries = [entry for batch in self._batches for entry in batch.manifest]
+        for window, (count, digest) in sums_of(name, rows, entries).items():
+            add_to(self._applied, window, sign * count, digest if sign > 0 else negative(digest))
 
     def _express(
         self, mergers: dict[str, TableMerger], work: dict[str, Compacted]
@@ -494,7 +404,7 @@ class _Delivery:
         name: str,
         compacted: Compacted,
         refusals: Sequence[Refusal],
-        entries: Sequence[ManifestEntry],
+        captured: pa.RecordBatch,
     ) -> None:
         """Keeps refused rows for sealing, and takes them out of what was applied."""
         if not refusals:
@@ -516,10 +426,8 @@ class _Delivery:
                 )
             )
         places = pa.array([refusal.row for refusal in refusals])
-        out = compacted.rows.take(places)
-        out = _as_captured(self.tables[name], out)
-        for window, (count, digest) in _sums(name, out, entries).items():
-            _add(self._applied, window, -count, _negative(digest))
+        refused = compacted.rows.take(places)
+        self._add_applied(name, _as_captured(captured, refused), sign=-1)
 
     def _ask_manifest(self) -> psycopg.Cursor:
         """Asks for what the manifest has so far; the ledger's lock guards it."""
@@ -531,8 +439,8 @@ class _Delivery:
     def _put_manifest(self, known: psycopg.Cursor) -> None:
         """Writes the manifest with this delivery added."""
         for table, start, *sides in known.fetchall():
-            _add(self._source, (table, start), *sides[:2])
-            _add(self._applied, (table, start), *sides[2:])
+            add_to(self._source, (table, start), *sides[:2])
+            add_to(self._applied, (table, start), *sides[2:])
         none = (0, EMPTY_SET)
         rows = [
             (table, _time(start), *self._source.get(window, none), *self._applied.get(window, none))

@@ -14,6 +14,7 @@ import psycopg
 
 from pipelines import sync
 from runners import options as beam_options
+from runners.metrics import Recorder
 from runners.preflight import Finding, Severity
 from runners.preflight import check as preflight
 from schemas.config import PRIMARY, Config, load
@@ -29,7 +30,7 @@ def run(options: argparse.Namespace) -> int:
         print("not started; --no-check starts all the same", file=sys.stderr)
         return 1
     work_dir = beam_options.work_dir(flags, options.config.absolute().parent / "job")
-    build = functools.partial(build_sync, config, incarnation(work_dir))
+    build = functools.partial(build_sync, config, work_dir)
     if options.runner == "dataflow":
         from runners.dataflow import dry_run
 
@@ -44,15 +45,16 @@ def run(options: argparse.Namespace) -> int:
         when = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
         print(f"{when} {event.kind} (start {event.attempt}) {event.detail}".rstrip(), flush=True)
 
-    outcome = run_on_flink(build, flags, work_dir, report=report)
+    with Recorder(config):
+        outcome = run_on_flink(build, flags, work_dir, report=report)
     print(f"ended: {outcome}")
     return 0
 
 
-def build_sync(config: Config, incarnation_id: str, root: beam.Pipeline) -> None:
-    """Wires the configured links into `root`."""
+def build_sync(config: Config, work_dir: pathlib.Path, root: beam.Pipeline) -> None:
+    """Wires the configured links into `root`; each call is a start of its own."""
     links = [config.settings(link) for link in config.links()]
-    sync.build(root, links, config.stores[PRIMARY].dsn, incarnation_id)
+    sync.build(root, links, config.stores[PRIMARY].dsn, incarnation(work_dir))
 
 
 def incarnation(work_dir: pathlib.Path) -> str:

@@ -32,11 +32,26 @@ def safe_traceback(error: BaseException | None) -> str:
     return "\n".join(reversed(parts)).replace("builtins.", "")
 
 
+def _named(value: object) -> object:
+    """An exception that is logged as a message becomes its class."""
+    if isinstance(value, BaseException) and not isinstance(value, CampusSyncError):
+        return f"{type(value).__qualname__} {WITHHELD}"
+    return value
+
+
 class SafeFormatter(logging.Formatter):
     """Formats records with `safe_traceback`."""
 
     def __init__(self):
         super().__init__(FORMAT)
+
+    def format(self, record: logging.LogRecord) -> str:
+        safe = logging.makeLogRecord(vars(record))
+        safe.msg = _named(record.msg)
+        if isinstance(record.args, tuple):
+            safe.args = tuple(_named(value) for value in record.args)
+        safe.exc_text = None  # Another formatter may have left its own.
+        return super().format(safe)
 
     def formatException(self, ei: tuple[type, BaseException, types.TracebackType]) -> str:
         return safe_traceback(ei[1]).rstrip("\n")
@@ -51,4 +66,7 @@ def guard_process() -> None:
     handler.setFormatter(SafeFormatter())
     logging.basicConfig(force=True, level=logging.WARNING, handlers=[handler])
     traceback.format_exc = lambda limit=None, chain=True: safe_traceback(sys.exception())
+    traceback.format_exception = lambda error, value=None, *_, **__: [
+        safe_traceback(value if isinstance(value, BaseException) else error)
+    ]
     sys.excepthook = lambda kind, error, frames: sys.stderr.write(safe_traceback(error))

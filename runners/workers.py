@@ -14,10 +14,12 @@ from apache_beam.portability.api import beam_fn_api_pb2
 from apache_beam.runners.worker import sdk_worker_main, worker_pool_main
 
 from runners import processes, safe_log
+from runners.options import FlinkTuning, SyncOptions
 from schemas.errors import CampusSyncError
 
 _READY = "listening on "
 _START_S = 60
+_OUR_FLAGS = (FlinkTuning, SyncOptions)  # Imported for a worker to know them as flags.
 _LOG_VARIABLE = "CAMPUS_SYNC_WORKER_LOG"
 
 

@@ -130,6 +130,7 @@ class PostgresServer:
         self._wanted_port = port
         self._progress = progress
         self._process: subprocess.Popen | None = None
+        self._log_from = 0  # Where in the log the last start begins.
 
     def __enter__(self) -> "PostgresServer":
         return self.start()
@@ -357,6 +358,7 @@ class PostgresServer:
         """
         log = os.open(self.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         stack.callback(os.close, log)
+        self._log_from = os.fstat(log).st_size
         arguments = {
             "stdin": subprocess.DEVNULL,
             "stdout": log,
@@ -385,8 +387,7 @@ class PostgresServer:
                 time.sleep(_POLL_S)
             if self.running:
                 return
-            taken = any(sign in self._complaints() for sign in _PORT_TAKEN)
-            if not taken:
+            if not any(sign in line for line in self._start_log() for sign in _PORT_TAKEN):
                 raise self._failure("PostgreSQL does not start")
             if self._wanted_port:
                 raise ServerError(
@@ -402,7 +403,6 @@ class PostgresServer:
         self._write_settings(port, account)
         with contextlib.ExitStack() as stack:
             arguments = self._within(self.data, account, stack)
-            self._log_from = self.log.stat().st_size
             self._process = subprocess.Popen(
                 [programs(account) / "postgres", "-D", arguments.pop("place")], **arguments
             )
@@ -434,7 +434,7 @@ class PostgresServer:
 
     def _is_listening(self) -> bool:
         """PostgreSQL adds its address (line 6) once it has its port."""
-        return len(self._pid_lines()) >= 6
+        return bool("".join(self._pid_lines()[5:6]).strip())
 
     def _says_ready(self) -> bool:
         lines = self._pid_lines()
@@ -476,20 +476,26 @@ class PostgresServer:
             f"{self.directory}: the server is another user's. Remedy: do this as that user."
         )
 
-    def _complaints(self) -> str:
-        """What the server wrote at its last start that keeps it from running."""
+    def _start_log(self) -> list[str]:
+        """What the server, or initdb, has written since it was last started."""
         with contextlib.suppress(FileNotFoundError), self.log.open("rb") as file:
-            file.seek(getattr(self, "_log_from", 0))
-            lines = file.read()[-20_000:].decode(errors="replace").splitlines()
-            signs = ("FATAL", "PANIC", "could not", "error:")
-            return "\n".join(line for line in lines if any(sign in line for sign in signs))
-        return ""
+            file.seek(self._log_from)
+            return file.read()[-20_000:].decode(errors="replace").splitlines()
+        return []
 
     def _failure(self, what: str) -> ServerError:
-        complaints = self._complaints()
-        said = f": {complaints.splitlines()[-1]}" if complaints else ""
-        remedy = next((text for sign, text in _REMEDIES if sign in complaints), f"see {self.log}.")
-        return ServerError(f"{self.directory}: {what}{said}. Remedy: {remedy}")
+        lines = self._start_log()
+        said, remedy = "", f"see {self.log}."
+        for line in lines:
+            if "FATAL" in line or "PANIC" in line or "error:" in line:
+                said = line
+        for line in lines:
+            found = [text for sign, text in _REMEDIES if sign in line]
+            if found:
+                said, remedy = line, found[0]
+                break
+        said = said.rpartition(":  ")[2]  # Without the time and the process.
+        return ServerError(f"{self.directory}: {what}{said and f': {said}'}. Remedy: {remedy}")
 
 
 class SlowStep:

@@ -471,7 +471,7 @@ def test_a_refused_row_can_be_opened_again(store, eye, sealer):
 def test_bad_decimals_and_times_out_of_range(store, eye):
     rows = [
         {"record_id": "a", "_seq": 1, "value": "1e5"},
-        {"record_id": "b", "_seq": 2, "updated_at": 2**62},
+        {"record_id": "b", "_seq": 2, "updated_at": -(2**62)},
         {"record_id": "c", "_seq": 3, "value": "1" + "0" * 140_000},
         {"record_id": "d", "_seq": 4, "value": "-0.5"},
     ]

@@ -66,9 +66,17 @@ try:
 except ValueError:
     logging.exception("one")
     logging.getLogger("apache_beam").error("two %s", traceback.format_exc())
+except_text = traceback.format_exception
+try:
+    raise ValueError({ROW!r})
+except ValueError as error:
+    logging.error("three %s", except_text(error)[0])
+    logging.error(error)
+    logging.error("four %s", error)
 raise ValueError({ROW!r})
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
-    assert done.stderr.count("ValueError: (text withheld)") == 3
+    assert done.stderr.count("ValueError: (text withheld)") == 4
+    assert done.stderr.count("ValueError (text withheld)") == 2
     assert "ZHANG" not in done.stderr

@@ -30,8 +30,10 @@ _ABANDONED_S = 60.0
 # The ledger is asked this often while changes are under way, and otherwise.
 _LEDGER_BUSY_S, _LEDGER_IDLE_S = 0.05, 0.5
 _BACKOFF_MIN_S, _BACKOFF_MAX_S = 0.2, 15.0
-# Trickling changes are read at most this often: a batch costs the same for one row or a hundred.
-_READ_PAUSE_S = 0.01
+# Trickling changes are gathered: a batch costs nearly the same for one row or a hundred. The
+# pause grows with what a batch costs now, so that many links share a busy machine; the first
+# change after a quiet moment never waits.
+_PAUSE_MIN_S, _PAUSE_MAX_S, _PAUSE_FACTOR = 0.005, 0.1, 6
 _EMERGENCY_CREDIT_ROWS = 50_000
 
 
@@ -228,22 +230,24 @@ class LinkReader:
         ) as stream:
             while not self._stopping.is_set():
                 read = stream.read(limits.batch_bytes, timeout_s=0.25)
+                now = self._monotonic()
                 taken = decoder.feed(read.payloads)
                 if read.caught_up:
                     taken += decoder.flush()
-                now = self._monotonic()
                 if read.caught_up and not read.payloads and now - beat_at >= limits.heartbeat_s:
                     # An idle source moves its ledger, watermark and slot too (trap 1).
                     beat_at = now
                     taken += decoder.flush(read.wal_end, read.server_us)
                 for raw in taken:
                     self._take(raw)
+                took_s = self._monotonic() - now
                 stream.acknowledge(self._acknowledgeable_lsn())
                 yield
                 self._check_abandoned()
                 self._wait_for_room(stream)
                 if read.caught_up and read.payloads:
-                    self._stopping.wait(_READ_PAUSE_S)
+                    pause_s = max(_PAUSE_MIN_S, took_s * _PAUSE_FACTOR)
+                    self._stopping.wait(min(_PAUSE_MAX_S, pause_s))
 
     def _acknowledgeable_lsn(self) -> int:
         """Where the slot may stand: at the ledger, or where it was made or found at the start."""

@@ -1,6 +1,8 @@
 """Prepare what was decoded: canonical rows, urgent copies, digests, manifest and seal."""
 
+import collections
 import dataclasses
+import logging
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +19,8 @@ from transforms.classify_lanes import Classifier, Escalations
 from transforms.harmonise import Harmoniser
 from transforms.join_batches import concat_rows
 from transforms.seal_dead_letters import Sealer
+
+_LOGGER = logging.getLogger(__name__)
 
 _DIGEST = [field.name for field in CHANGE_FIELDS].index("_digest")
 # Commit times follow commit LSNs only roughly: a commit stamps its time before it is logged.
@@ -54,12 +58,16 @@ class Preparer:
         self._classifier = Classifier(load_rules(settings.rules), settings.source)
         self._sealer = Sealer(settings.key_ref)
         self._escalations = escalations
+        self._told: collections.Counter[str] = collections.Counter()
 
     def prepare(self, raw: RawChanges, begin: Position, read_us: int) -> Prepared:
         """Harmonises and classifies; `begin` is where the link's last batch ended."""
         harmonised = self._harmoniser.apply(raw)
         rejects = [*raw.rejects, *harmonised.rejects]
         classified = self._classifier.classify(harmonised.tables, self._escalations)
+        for note, count in harmonised.notes.items():
+            self._tell(f"{note.src_table}.{note.column}: {note.what}", count)
+        self._tell("alarming values in a unit that no limit has", classified.unit_mismatches)
         self._escalations = self._escalations.after(classified.escalations)
         routine = ChangeBatch(
             link=self._settings.name,
@@ -82,6 +90,13 @@ class Preparer:
         }
         opened = frozenset(change[0] for change in classified.escalations if change[4])
         return Prepared(routine, urgent, tuple(classified.escalations), opened)
+
+    def _tell(self, what: str, count: int) -> None:
+        """Logs how often something odd was met, each time that has grown tenfold."""
+        before = self._told[what]
+        self._told[what] += count
+        if len(str(before)) < len(str(self._told[what])) or (count and not before):
+            _LOGGER.warning("link %s: %s, %d so far", self._settings.name, what, before + count)
 
     def emergency(
         self, prepared: Prepared, begin: Position, waiting: dict[str, list[pa.RecordBatch]]

@@ -5,14 +5,14 @@ from collections.abc import Callable, Iterator
 
 import apache_beam as beam
 from apache_beam.metrics import Metrics
-from schemas.panes import RoutinePane
 
+import schemas.receipts_wire  # noqa: F401  Registers the coder of receipts.
 from schemas.batches import ChangeBatch, Lane
 from schemas.clocks import wall_clock_us
 from schemas.errors import StoreUnavailable
 from schemas.links import LinkSettings
+from schemas.panes import RoutinePane
 from schemas.receipts import Receipt
-from schemas.receipts_wire import ReceiptCoder
 from transforms.deliver.store import Store
 from transforms.seal_dead_letters import Sealer
 

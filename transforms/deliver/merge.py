@@ -4,6 +4,7 @@ import dataclasses
 import enum
 import functools
 import json
+import re
 import typing
 from collections.abc import Sequence
 
@@ -43,7 +44,7 @@ EXPRESS_ROWS_MAX = 64  # Up to here one round trip as JSON is faster than stage 
 # After a guess went wrong, so many merges of the table look before they write.
 _LOOK_MERGES = 16
 _CONTENTION_MAX = 8
-_DECIMAL = r"^-?[0-9]+(\.[0-9]+)?$"
+_DECIMAL = re.compile(r"-?[0-9]+(\.[0-9]+)?")
 # A value of a row's own: 22 data, 23 constraint, 54 too large for an index or a column.
 _DATA_CLASSES = ("22", "23", "54")
 _REASONS = {
@@ -302,9 +303,9 @@ class TableMerger:
         decimals = [rows[c.name] for c in self._table.columns if c.kind is Kind.DECIMAL]
         # PostgreSQL reads more texts as a number than are canonical: COPY refuses the others.
         return all(
-            pc.all(pc.match_substring_regex(values, _DECIMAL), min_count=0).as_py()
+            text is None or _DECIMAL.fullmatch(text)
             for values in decimals
-            if values.null_count < len(values)
+            for text in values.to_pylist()
         )
 
     def express(self, compacted: Compacted) -> list[psycopg.Cursor]:

@@ -412,7 +412,6 @@ class _Delivery:
         content = ["record_id", *TABLES[name].by_name, "_prev_id"]
         for refusal in refusals:
             row = compacted.rows.slice(refusal.row, 1)
-            values = row.select(content).to_pylist()[0]
             change = row.select(["_src_table", "_lsn", "_seq", "_op", "_commit_us"]).to_pylist()[0]
             self._refused.append(
                 Reject(
@@ -422,7 +421,7 @@ class _Delivery:
                     commit_us=change["_commit_us"],
                     reason=refusal.reason,
                     column=refusal.column,
-                    row={key: _text(value) for key, value in values.items()},
+                    row={name: _text(row[name][0]) for name in content},
                 )
             )
         places = pa.array([refusal.row for refusal in refusals])
@@ -498,12 +497,9 @@ def _as_captured(rows: pa.RecordBatch, some: pa.RecordBatch) -> pa.RecordBatch:
     return rows.take(pa.array([found[place] for place in sorted(wanted)], pa.int64()))
 
 
-def _text(value: object) -> str | None:
-    if value is None:
-        return None
-    if isinstance(value, datetime.date):  # A datetime is one, too.
-        return value.isoformat()
-    return ("false", "true")[value] if isinstance(value, bool) else str(value)
+def _text(value: pa.Scalar) -> str | None:
+    """As text by Arrow: a time may lie beyond what Python has."""
+    return value.as_py() if pa.types.is_string(value.type) else value.cast(pa.utf8()).as_py()
 
 
 def _time(us: int) -> datetime.datetime:

@@ -76,9 +76,17 @@ def _add_operate(verbs) -> None:
     check.add_argument("--json", action="store_true")
     check.set_defaults(handler=_verb("runners.run", "check"))
 
-    letters = verbs.add_parser("dead-letters", help="changes that were refused")
+    letters = verbs.add_parser(
+        "dead-letters",
+        help="changes that were refused",
+        description="`list` names open letters, never what they hold. `show` opens letters with "
+        "the key and prints a PATIENT'S DATA. `replay` sends changes through mapping and store "
+        "again, once their cause is mended; it may run beside the sync job and be repeated.",
+    )
     letters.add_argument("action", choices=["list", "show", "replay"])
-    letters.add_argument("letter", nargs="*", help="letter ids; replay without ids takes all open")
+    letters.add_argument(
+        "letter", nargs="*", help="ids or beginnings of ids; replay without any takes all open"
+    )
     _add_config(letters)
     letters.add_argument("--json", action="store_true")
     letters.set_defaults(handler=_verb("runners.dead_letters", "dead_letters"))

@@ -20,6 +20,7 @@ import apache_beam as beam
 import grpc
 from apache_beam.options.pipeline_options import (
     FlinkRunnerOptions,
+    GoogleCloudOptions,
     PipelineOptions,
     PortableOptions,
 )
@@ -27,7 +28,7 @@ from apache_beam.portability.api import beam_job_api_pb2, beam_job_api_pb2_grpc
 from apache_beam.runners.portability.portable_runner import PortableRunner
 from apache_beam.utils.subprocess_server import pick_port
 
-from runners import jars, processes, safe_log
+from runners import flink_cluster, jars, processes, safe_log
 from runners.options import SyncOptions
 from runners.pulse import read_at_pulse
 from runners.workers import WorkerPool
@@ -35,7 +36,7 @@ from schemas.errors import CampusSyncError, ConfigError
 
 JAVA_VERSIONS = (11, 17)  # What Flink 1.19 runs on; tested with 17.
 _MAIN_CLASS = "org.apache.beam.runners.flink.FlinkJobServerDriver"
-_OPENED = (
+OPENED = (  # To reflection, which Flink's serialisers use.
     "java.lang",
     "java.lang.invoke",
     "java.time",
@@ -161,7 +162,7 @@ class FlinkJobServer:
             java,
             f"-Xmx{self._memory}",
             "-XX:+ExitOnOutOfMemoryError",  # Half dead is worse: the supervisor sees an exit.
-            *(f"--add-opens=java.base/{package}=ALL-UNNAMED" for package in _OPENED),
+            *(f"--add-opens=java.base/{package}=ALL-UNNAMED" for package in OPENED),
             "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
             "-Dorg.slf4j.simpleLogger.showDateTime=true",
             "-Dorg.slf4j.simpleLogger.dateTimeFormat=yyyy-MM-dd'T'HH:mm:ss.SSSZ",
@@ -305,6 +306,10 @@ class _Supervisor:
         self._running_since: float | None = None
         self._log_begin = 0
         self._own_environment = False
+        master = options.view_as(FlinkRunnerOptions).flink_master
+        self._cluster = None if master in _LOCAL else master
+        google = options.view_as(GoogleCloudOptions)  # Where Beam keeps every job's name.
+        google.job_name = google.job_name or flink_cluster.job_name(work_dir)
 
     def run(self) -> Outcome:
         self._check()
@@ -358,10 +363,20 @@ class _Supervisor:
                 raise _Failed(str(error)) from None
             if self._stop.is_set():
                 return Outcome.STOPPED
+            if self._cluster:
+                self._cancel_on_cluster()  # A run that was killed may have left one.
+                stack.callback(self._cancel_on_cluster)
             job = self._submit(server)
             stack.callback(job.close)
             stack.callback(job.cancel)
             return self._watch(job, server, pool)
+
+    def _cancel_on_cluster(self) -> None:
+        name = self._options.view_as(GoogleCloudOptions).job_name
+        try:
+            flink_cluster.cancel_jobs(self._cluster, name)
+        except CampusSyncError as error:
+            raise _Failed(str(error)) from None
 
     def _worker_error(self) -> str:
         """Class of the newest exception that a worker of this attempt logged, or ""."""

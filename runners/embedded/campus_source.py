@@ -127,8 +127,11 @@ class CampusSource:
         return rows
 
     def bulk(self, count: int) -> int:
-        """Runs one transaction of the laboratory: an upload of `count` results, or, every
-        other time, the validation of the last upload. Returns its row changes."""
+        """Runs a transaction of the laboratory; returns its row changes.
+
+        It is an upload of `count` results, or, every other time, the validation of the last
+        upload. Visits are opened before where there are too few for so many specimens.
+        """
         if self._unvalidated is not None:
             (first, last, rows), self._unvalidated = self._unvalidated, None
             now = time_of(self._clock())
@@ -138,14 +141,14 @@ class CampusSource:
             )
             self._durably(lambda connection: connection.execute(statement, [now, first, last]))
             return self._committed(rows)
-        self._open_visits()
+        opened = self._open_visits()
         lines, alarm = self._upload(count, "preliminary")
         self._durably(lambda connection: _copy(connection, lines))
         if alarm is not None:
             self._stories.append(alarm)
         self._unvalidated = (lines[0].split("\t")[0], lines[-1].split("\t")[0], count)
         self._plan(2 * count)
-        return self._committed(count)
+        return opened + self._committed(count)
 
     def upload_size(self, low: int, high: int) -> int:
         """Returns the size of a next upload, `low` to `high`."""

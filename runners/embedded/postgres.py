@@ -3,20 +3,18 @@
 import collections.abc
 import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 import pathlib
 import shutil
 import signal
-import socket
 import subprocess
-import sys
 import time
 
 import psycopg
 
 from runners.embedded.binaries import Account, ServerError, locked, programs, server_account
+from runners.embedded.ports import free_ports
 from runners.embedded.process_tree import (
     ProcessId,
     children_of,
@@ -25,18 +23,13 @@ from runners.embedded.process_tree import (
     send,
     wait_gone,
 )
+from runners.embedded.progress import Progress, SlowStep, show_progress
 
 HOST = "127.0.0.1"
 SUPERUSER = "postgres"
-Progress = collections.abc.Callable[[str], None]
 
-_QUIET_S = 2.0  # Progress is shown only where somebody waits longer than this.
 _POLL_S = 0.02
 _PORT_TRIES = 20
-# Below the ports that the kernel gives to outgoing connections, which would now and then
-# hold a stopped server's port just when it comes back.
-_PORTS_FROM = 15_000
-_PORT_RANGE = pathlib.Path("/proc/sys/net/ipv4/ip_local_port_range")
 _CONF = "campus_sync.conf"
 _SETTINGS: dict[str, str | int | bool] = {
     "listen_addresses": HOST,
@@ -70,11 +63,6 @@ _REMEDIES = (
     ("invalid value for parameter", "correct the value in `settings`."),
 )
 _PORT_TAKEN = ("could not bind", "could not create any TCP/IP sockets")
-
-
-def show_progress(text: str) -> None:
-    """Writes one line to stderr: the default for steps that take longer than two seconds."""
-    print(text, file=sys.stderr, flush=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -379,7 +367,7 @@ class PostgresServer:
     def _launch(self) -> None:
         """Starts PostgreSQL and waits until it is past its ports: another one where taken."""
         known = self._wanted_port or self._state().get("port")
-        candidates = _free_ports(self.directory)
+        candidates = free_ports(HOST, bytes(self.directory))
         for attempt in range(_PORT_TRIES):
             port = known if known and attempt == 0 else next(candidates)
             self._spawn(port)
@@ -399,7 +387,7 @@ class PostgresServer:
 
     def _spawn(self, port: int) -> None:
         account = server_account(self.data)
-        (self.data / "postmaster.pid").unlink(missing_ok=True)  # Nobody of ours: it is stale.
+        self._clear_pid_file()
         self._write_settings(port, account)
         with contextlib.ExitStack() as stack:
             arguments = self._within(self.data, account, stack)
@@ -408,6 +396,21 @@ class PostgresServer:
             )
         process = identify(self._process.pid)
         self._note(port=port, process=process)
+
+    def _clear_pid_file(self) -> None:
+        """Removes a dead server's claim to the data; its number may be another process's now.
+
+        Raises:
+          ServerError: a server that was not started here runs on these data.
+        """
+        for line in self._pid_lines()[:1]:
+            with contextlib.suppress(OSError):  # Gone, or one that may not be looked at.
+                if os.path.samefile(f"/proc/{int(line)}/cwd", self.data):
+                    raise ServerError(
+                        f"{self.data}: process {line}, not started here, serves these data. "
+                        f"Remedy: stop it (`kill -INT {line}`), then start again."
+                    )
+        (self.data / "postmaster.pid").unlink(missing_ok=True)
 
     def _write_settings(self, port: int, account: Account) -> None:
         settings = {
@@ -496,46 +499,6 @@ class PostgresServer:
                 break
         said = said.rpartition(":  ")[2]  # Without the time and the process.
         return ServerError(f"{self.directory}: {what}{said and f': {said}'}. Remedy: {remedy}")
-
-
-class SlowStep:
-    """Tells that a step goes on, once a second, from two seconds after it began."""
-
-    def __init__(self, progress: Progress):
-        self._progress = progress
-        self._began = time.monotonic()
-        self._next = self._began + _QUIET_S
-
-    def __call__(self, what: str) -> None:
-        """Says `what` and since when, if it is time to; call it as often as you like."""
-        now = time.monotonic()
-        if now >= self._next:
-            self._next = now + 1.0
-            self._progress(f"{what}, {now - self._began:.0f} s so far")
-
-
-def _free_ports(directory: pathlib.Path) -> collections.abc.Iterator[int]:
-    """Yields ports that are free just now, from a place of the directory's own.
-
-    Only PostgreSQL's own bind settles who has a port; two servers that start at once
-    begin their search at different places.
-    """
-    try:
-        end = int(_PORT_RANGE.read_text().split()[0])
-    except OSError:
-        end = 32_768
-    span = range(_PORTS_FROM, max(end, _PORTS_FROM + 10_000))
-    first = int.from_bytes(hashlib.sha256(bytes(directory)).digest()[:4], "big")
-    for step in range(len(span)):
-        port = span[(first + step) % len(span)]
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((HOST, port))
-            except OSError:
-                continue
-        yield port
-    raise ServerError(f"{HOST}: no port from {span[0]} to {span[-1]} is free. Remedy: close some.")
 
 
 def _os_failure(place: pathlib.Path, error: OSError) -> ServerError:

@@ -11,7 +11,8 @@ import psycopg
 import yaml
 
 from runners.embedded.binaries import ServerError
-from runners.embedded.postgres import PostgresServer, Progress, SlowStep, show_progress
+from runners.embedded.postgres import PostgresServer
+from runners.embedded.progress import Progress, SlowStep, show_progress
 
 CAMPUSES = ("main", "east", "west")
 PRIMARY = "primary"

@@ -11,10 +11,14 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 
 import pytest
+from apache_beam.utils.subprocess_server import pick_port
 
-from runners.flink import EngineError, error_class, find_java
+from runners.flink import OPENED, EngineError, error_class, find_java
+from runners.jars import fetch_jars
+from runners.processes import spawn, stop
 from tests.e2e.flink_job import ledger_of
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -199,6 +203,80 @@ def test_gives_up_after_failures_and_prints_no_content(start):
         text += log.read_text()
     assert "withheld" in text
     assert "ZHANG" not in text + "".join(details)
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """A standalone Flink: a job manager and a task manager in processes of their own."""
+    rest, rpc = pick_port(None, None)
+    conf = tmp_path / "conf"
+    conf.mkdir()
+    (conf / "flink-conf.yaml").write_text(
+        f"""\
+jobmanager.rpc.address: 127.0.0.1
+jobmanager.rpc.port: {rpc}
+rest.address: 127.0.0.1
+rest.port: {rest}
+taskmanager.host: 127.0.0.1
+taskmanager.numberOfTaskSlots: 1
+"""
+    )
+    memory = {
+        "cpu.cores": "1",
+        "memory.task.heap.size": "300m",
+        "memory.task.off-heap.size": "0b",
+        "memory.framework.heap.size": "128m",
+        "memory.framework.off-heap.size": "128m",
+        "memory.network.min": "64m",
+        "memory.network.max": "64m",
+        "memory.managed.size": "32m",
+        "memory.jvm-metaspace.size": "256m",
+        "memory.jvm-overhead.min": "128m",
+        "memory.jvm-overhead.max": "128m",
+    }
+    java = [
+        find_java(),
+        "-Xmx500m",
+        *(f"--add-opens=java.base/{package}=ALL-UNNAMED" for package in OPENED),
+        *("-cp", os.pathsep.join(map(str, fetch_jars()))),
+    ]
+    runtime, common = "org.apache.flink.runtime", ("--configDir", str(conf))
+    manager = f"{runtime}.entrypoint.StandaloneSessionClusterEntrypoint"
+    worker = f"{runtime}.taskexecutor.TaskManagerRunner"
+    sizes = [f"-Dtaskmanager.{key}={value}" for key, value in memory.items()]
+    log = tmp_path / "cluster.log"
+    parts = [
+        spawn([*java, manager, *common, "--executionMode", "cluster"], log),
+        spawn([*java, worker, *common, *sizes], log),
+    ]
+    url = f"http://127.0.0.1:{rest}"
+
+    def ask(path: str) -> dict:
+        try:
+            return json.loads(urllib.request.urlopen(url + path, timeout=5).read())
+        except OSError:
+            return {}
+
+    until(lambda: ask("/overview").get("slots-available"), 90, "a cluster with a slot")
+    yield f"127.0.0.1:{rest}", lambda: [j["state"] for j in ask("/jobs/overview")["jobs"]]
+    for part in parts:
+        stop(part)
+
+
+def test_a_cluster_runs_the_job_and_loses_it_when_we_stop(start, cluster):
+    master, states = cluster
+    job = start(f"--flink_master={master}")
+    job.expect("running")
+    job.progress(10, seconds=90)
+    assert states() == ["RUNNING"]
+    job.process.terminate()
+    assert job.expect("outcome", 30) == "stopped"
+    assert states() == ["CANCELED"]
+
+
+def test_a_cluster_that_is_not_there_is_named(start):
+    job = start("--flink_master=127.0.0.1:9", "--restarts_max=0")
+    assert "127.0.0.1:9 does not answer" in job.expect("failed")
 
 
 def test_java_is_looked_for_and_its_version_checked(tmp_path, monkeypatch):

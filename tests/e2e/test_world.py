@@ -141,6 +141,7 @@ def test_failed_up_leaves_nothing_running_and_says_why(place):
     taken = world.status(place)["store-main"]["port"]
     world.down(place)
     with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         other.bind(("127.0.0.1", taken))
         other.listen()
         with pytest.raises(ServerError, match=rf"store-main: port {taken} is taken.*Remedy"):

@@ -10,16 +10,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runners.embedded.campus import campus
-from runners.embedded.changes import Step, apply
+from runners.embedded.changes import KEYS, Step, apply, key_of
 from runners.embedded.clinic import EMERGENCY_ROWS, ROUTINE_ROWS, Clinic
 from runners.embedded.ids import PER_SEED, Ids
 from runners.embedded.knowledge import CONTRAINDICATED, INDEX, ITEMS, PANELS
 from runners.embedded.laboratory import Laboratory
+from schemas.batches import Op
+from schemas.emergency_rules import load_rules
 from schemas.mappings import load_mapping
+from tests.raw_changes import raw_batch, raw_of
+from transforms.classify_lanes import Classifier, Escalations
+from transforms.harmonise import Harmonised, Harmoniser
 
 NOON = int(datetime.datetime(2026, 11, 23, 4, tzinfo=datetime.UTC).timestamp()) * 1_000_000
 seeds = st.integers(0, 999_999)
 few = settings(max_examples=25)
+OPS = {"insert": Op.INSERT, "update": Op.UPDATE}
 STYLES = [
     ("main", "postgresql_his"),
     ("east", "postgresql_his"),
@@ -267,3 +273,67 @@ def test_seeds_out_of_range_are_refused():
 
 def test_panels_and_illnesses_name_what_there_is():
     assert {code for panel in PANELS.values() for code in panel.items} <= set(INDEX)
+
+
+def as_postgres_prints(value: object) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "t" if value else "f"
+    return str(value)
+
+
+def harmonised(mapping: str, stories) -> Harmonised:
+    """Runs stories one after the other and returns their changes as the sync sees them."""
+    left: dict[str, dict[tuple, dict]] = {}
+    tables = collections.defaultdict(list)
+    for lsn, step in enumerate(itertools.chain.from_iterable(stories), start=1):
+        apply(left, step)
+        if step.rolled_back:
+            continue
+        for seq, change in enumerate(step.changes, start=1):
+            if change.op == "delete":
+                continue
+            key = key_of(change.table, change.key | change.values)
+            written = left[change.table][tuple(key.values())]
+            place = {"_lsn": lsn, "_seq": seq, "_commit_us": NOON, "_op": OPS[change.op]}
+            row = {column: as_postgres_prints(value) for column, value in written.items()}
+            tables[change.table].append(row | place)
+    columns = {table: [c for c in rows[0] if c[0] != "_"] for table, rows in tables.items()}
+    raw = raw_of({t: raw_batch(columns[t], rows, KEYS[t]) for t, rows in tables.items()})
+    done = Harmoniser(load_mapping(mapping)).apply(raw)
+    assert sum(batch.num_rows for batch in done.tables.values()) == raw.captured
+    return done
+
+
+@pytest.mark.parametrize(("name", "mapping"), STYLES)
+def test_every_row_passes_its_campuss_mapping_without_a_remark(name, mapping):
+    one = clinic(11, name, mapping)
+    done = harmonised(mapping, (s for _ in range(60) for s in (one.routine(), one.emergency())))
+    assert done.rejects == []
+    assert done.notes == {}
+    assert not set(done.tables["lab_result"]["unit"].to_pylist()) & {"mg/dL", "g/dL"}
+    assert {"I21.300", "I10.X00X002"} <= set(done.tables["diagnosis"]["code"].to_pylist())
+
+
+@pytest.mark.parametrize(("name", "mapping"), STYLES)
+def test_calm_visits_stay_in_the_routine_lane(name, mapping):
+    one = clinic(12, name, mapping)
+    done = harmonised(mapping, (one.routine() for _ in range(200)))
+    found = Classifier(load_rules(), name).classify(done.tables, Escalations())
+    assert (found.urgent, found.escalations, found.unit_mismatches) == (0, [], 0)
+
+
+@pytest.mark.parametrize(("name", "mapping"), STYLES)
+def test_emergencies_travel_wholly_in_their_lane_and_end(name, mapping):
+    one = clinic(13, name, mapping)
+    done = harmonised(mapping, (one.emergency() for _ in range(60)))
+    found = Classifier(load_rules(), name).classify(done.tables, Escalations())
+    # The consultant's sign-off ends it; only the visit's own, behind it, is routine again.
+    routine = {table: int((~mask).sum()) for table, mask in found.masks.items()}
+    assert {table: rows for table, rows in routine.items() if rows} == {"visit": 60}
+    assert found.unit_mismatches == 0
+    patients = set(done.tables["patient"]["patient_id"].to_pylist())
+    opened = Escalations().after([change for change in found.escalations if change[4]])
+    assert opened.patients == patients
+    assert len(Escalations().after(found.escalations)) == 0

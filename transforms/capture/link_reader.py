@@ -64,7 +64,8 @@ class LinkReader:
         self._routine = LaneSender(
             self._spool,
             limits.in_flight_rows,
-            limits.batch_rows,
+            # As many as fill a pane: then it passes the keyed state without being kept in it.
+            limits.early_rows,
             limits.gather_s,
             limits.resend_routine_s,
             monotonic,

@@ -22,8 +22,8 @@ class LaneSender:
     Args:
       spool: where the lane's batches wait, oldest first.
       in_flight_rows: credit; one batch may always be under way, however large.
-      gather_rows, gather_s: small batches are joined until there are so many rows, or the
-        oldest has waited so long.
+      gather_rows, gather_s: batches are joined until there are so many rows, or the oldest
+        has waited so long.
       resend_s: patience with a ledger that stands still.
       monotonic: seconds, never going back.
     """
@@ -76,7 +76,7 @@ class LaneSender:
         parts: list[ChangeBatch] = []
         rows = 0
         while (head := self._spool.peek()) is not None:
-            if parts and rows + head[1] > self._gather_rows:
+            if rows >= self._gather_rows:
                 break
             if self._under_way and self._under_way_rows + rows + head[1] > self._credit:
                 break

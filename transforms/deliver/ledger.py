@@ -5,12 +5,17 @@ import typing
 from collections.abc import Sequence
 
 import psycopg
+from psycopg.conninfo import conninfo_to_dict
 
 from schemas.batches import Lane
+from schemas.entities import TABLES
+from schemas.errors import CampusSyncError
 from schemas.positions import SEQ_END, START, Position
 from schemas.receipts import Counts
 from transforms.classify_lanes import Escalations
 from transforms.deliver import store_schema
+
+_PATIENCE = {"connect_timeout": 5}  # Seconds, where the connection string names none.
 
 Span = tuple[Position, Position]  # (begin exclusive, end inclusive].
 
@@ -33,7 +38,8 @@ def connect(dsn: str) -> psycopg.Connection:
       psycopg.OperationalError: the store cannot be reached.
       ConfigError: its schema is newer than this software.
     """
-    conn = psycopg.connect(dsn, autocommit=True, application_name="campus_sync")
+    waits = {} if "connect_timeout" in conninfo_to_dict(dsn) else _PATIENCE
+    conn = psycopg.connect(dsn, autocommit=True, application_name="campus_sync", **waits)
     try:
         store_schema.ensure(conn)
     except BaseException:
@@ -85,6 +91,69 @@ def begin_snapshot(conn: psycopg.Connection, link: str, lsn: int, reason: str) -
     )
 
 
+class LinkRunning(CampusSyncError):
+    """The sync job is at work in the store; what only a stopped link may do was not done."""
+
+
+def reseed(connection: psycopg.Connection, link: str, campus: str) -> int:
+    """Makes a link begin anew: its next start reads the source whole, by a snapshot.
+
+    Every row of the campus becomes older than any change, so that the snapshot renews it and
+    its sweep ends it where the source has it no more. The ledger and all that counts by its
+    positions goes; dead letters and holds are closed, since the snapshot judges their rows
+    again. Emergencies stay open until a sign-off. One transaction, of the caller's if there is.
+
+    Returns:
+      How many rows of the store wait for the snapshot.
+
+    Raises:
+      LinkRunning: a session of the job is connected to the store, or holds the ledger.
+    """
+    with connection.transaction():
+        (sessions,) = connection.execute(_JOB_SESSIONS).fetchone()
+        if sessions:
+            raise LinkRunning(
+                f"link {link}: {sessions} sessions of the sync job are connected to its store. "
+                "Remedy: stop `campus-sync run`, wait until pg_stat_activity shows no "
+                "application_name campus_sync there, and try again."
+            )
+        try:
+            connection.execute(
+                "SELECT FROM sync.progress WHERE link = %s FOR UPDATE NOWAIT", (link,)
+            )
+        except psycopg.errors.LockNotAvailable:
+            raise LinkRunning(
+                f"link {link}: its ledger is in use. Remedy: stop what uses it, and try again."
+            ) from None
+        rows = 0
+        for table in TABLES.values():
+            rows += connection.execute(
+                f"UPDATE consult.{table.name} SET src_lsn = 0, src_seq = 0 WHERE campus = %s",
+                (campus,),
+            ).rowcount
+        # A later opening or sign-off has a position of the new log, whatever that is.
+        connection.execute(
+            "UPDATE sync.escalation SET lsn = 0, seq = 0 WHERE campus = %s", (campus,)
+        )
+        for statement in _FORGET:
+            connection.execute(statement, (link,))
+    return rows
+
+
+# The names that `connect` gives; other verbs look under names of their own.
+_JOB_SESSIONS = """\
+SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
+    AND application_name = 'campus_sync' AND pid <> pg_backend_pid()"""
+_FORGET = (
+    "DELETE FROM sync.progress WHERE link = %s",
+    "DELETE FROM sync.island WHERE link = %s",
+    "DELETE FROM sync.sweep WHERE link = %s",
+    "DELETE FROM sync.snapshot WHERE link = %s",
+    "DELETE FROM sync.manifest WHERE link = %s",
+    "UPDATE sync.dead_letter SET state = 'replayed', replayed_at = clock_timestamp()"
+    " WHERE link = %s AND state = 'open'",
+    "UPDATE sync.hold SET state = 'resolved' WHERE link = %s AND state = 'open'",
+)
 _READ = "SELECT lane, lsn, seq FROM sync.progress WHERE link = %s"
 _DURABLE = """\
 SELECT pg_current_wal_insert_lsn() <= pg_current_wal_flush_lsn(), (

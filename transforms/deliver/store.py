@@ -5,7 +5,8 @@ import datetime
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+import typing
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import psycopg
@@ -31,6 +32,7 @@ from transforms.deliver.merge import (
     TableMerger,
     is_data,
 )
+from transforms.deliver.replay_letter import STORE_KINDS, Retrial, Settled, settle
 from transforms.deliver.trim import (
     Part,
     Sums,
@@ -44,6 +46,7 @@ from transforms.seal_dead_letters import Sealer
 
 _LOGGER = logging.getLogger(__name__)
 
+_T = typing.TypeVar("_T")
 _ATTEMPTS = 5  # Of one transaction, where another lane's locks crossed ours.
 _RETRYABLE = (
     psycopg.errors.DeadlockDetected,
@@ -51,7 +54,6 @@ _RETRYABLE = (
     ContendedError,
     ExpressRefused,
 )
-_CONNECT_TIMEOUT_S = 5
 _SESSION = """\
 SET default_transaction_isolation = 'read committed';
 SET TimeZone = 'UTC';
@@ -61,7 +63,6 @@ SET synchronous_commit = off;
 -- A worker that vanished must not hold the ledger's lock.
 SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3;
 SET idle_in_transaction_session_timeout = '60s'; SET lock_timeout = '30s'"""
-_COPY_KIND = "canonical"  # Of a letter: its row is canonical, not the source's.
 
 _LETTER = """\
 INSERT INTO sync.dead_letter (letter_id, link, lane, src_table, lsn, seq, op, committed_at,
@@ -152,13 +153,43 @@ class Store:
         for batch in sound:
             if batch.link != self._link or batch.lane is not lane:
                 raise ValueError(f"a batch of {batch.link} {batch.lane} for {self._link} {lane}")
+        names = {name for batch in sound for name in batch.tables}
+        return self._persistently(
+            names,
+            lane,
+            lambda conn, attempt: self._delivery(conn, sound, lane, late, express=attempt == 1),
+        )
+
+    def replay(self, retrial: Retrial) -> Settled | None:
+        """Tries a dead letter's change again: row, letter and counts, all or nothing.
+
+        Safe while batches are applied elsewhere; replayed again, nothing happens.
+
+        Returns:
+          What became of it, or None: the letter was not open any more.
+
+        Raises:
+          StoreUnavailable: nothing was written; try again when the store is back.
+        """
+        return self._persistently(
+            (retrial.table,) if retrial.rows is not None else (),
+            retrial.lane,
+            lambda conn, _: settle(
+                conn, self._link, self._campus, retrial, self._merger, self._sealer
+            ),
+        )
+
+    def _persistently(
+        self, names: Iterable[str], lane: Lane, work: Callable[[psycopg.Connection, int], _T]
+    ) -> _T:
+        """Does one transaction, again where another writer's crossed it; `names`: its tables."""
         try:
             conn = self._connected()
-            for name in {name for batch in sound for name in batch.tables}:
+            for name in names:
                 self._merger(name, lane)
             for attempt in range(1, _ATTEMPTS + 1):
                 try:
-                    return self._delivery(conn, sound, lane, late, express=attempt == 1)
+                    return work(conn, attempt)
                 except _RETRYABLE:
                     conn.execute("ROLLBACK")
                     if attempt == _ATTEMPTS:
@@ -334,7 +365,8 @@ class _Delivery:
                 f"{sum(counts[1:])} accounted for"
             )
         letters = [letter for batch in self._batches for letter in batch.dead]
-        letters += [sealer.seal(reject, self._link, _COPY_KIND) for reject in self._refused]
+        kind = STORE_KINDS[self._lane]
+        letters += [sealer.seal(reject, self._link, kind) for reject in self._refused]
         windows = bool(self._source or self._applied)
         known = self._known_manifest or (self._ask_manifest() if windows else None)
         with self._conn.pipeline():
@@ -409,7 +441,10 @@ class _Delivery:
         """Keeps refused rows for sealing, and takes them out of what was applied."""
         if not refusals:
             return
-        content = ["record_id", *TABLES[name].by_name, "_prev_id"]
+        refused = compacted.rows.take(pa.array([refusal.row for refusal in refusals]))
+        captured = _as_captured(captured, refused)
+        places = zip(captured["_lsn"].to_pylist(), captured["_seq"].to_pylist(), strict=True)
+        digests = dict(zip(places, captured["_digest"].to_pylist(), strict=True))
         for refusal in refusals:
             row = compacted.rows.slice(refusal.row, 1)
             change = row.select(["_src_table", "_lsn", "_seq", "_op", "_commit_us"]).to_pylist()[0]
@@ -421,12 +456,10 @@ class _Delivery:
                     commit_us=change["_commit_us"],
                     reason=refusal.reason,
                     column=refusal.column,
-                    row={name: _text(row[name][0]) for name in content},
+                    row=_sealed_row(name, row, digests[change["_lsn"], change["_seq"]]),
                 )
             )
-        places = pa.array([refusal.row for refusal in refusals])
-        refused = compacted.rows.take(places)
-        self._add_applied(name, _as_captured(captured, refused), sign=-1)
+        self._add_applied(name, captured, sign=-1)
 
     def _ask_manifest(self) -> psycopg.Cursor:
         """Asks for what the manifest has so far; the ledger's lock guards it."""
@@ -495,6 +528,20 @@ def _as_captured(rows: pa.RecordBatch, some: pa.RecordBatch) -> pa.RecordBatch:
     near = np.flatnonzero(np.isin(lsn, some["_lsn"].to_numpy()))
     found = {(int(lsn[i]), int(seq[i])): i for i in near[::-1]}
     return rows.take(pa.array([found[place] for place in sorted(wanted)], pa.int64()))
+
+
+def _sealed_row(table: str, row: pa.RecordBatch, digest: bytes | None) -> dict[str, str | None]:
+    """Returns what a letter keeps of a canonical row; a column that is absent was unchanged.
+
+    `digest` is what the manifest counted of it.
+    """
+    unchanged = row["_unchanged"][0].as_py()
+    known = [name for bit, name in enumerate(TABLES[table].by_name) if not unchanged >> bit & 1]
+    return {
+        **{name: _text(row[name][0]) for name in ("record_id", *known, "_prev_id")},
+        "_table": table,
+        "_digest": digest and digest.hex(),
+    }
 
 
 def _text(value: pa.Scalar) -> str | None:

@@ -10,7 +10,7 @@ setup(
     packages=find_packages(include=["pipelines*", "transforms*", "schemas*", "runners*"]),
     package_data={
         "schemas": ["mappings/*.yaml", "rules/*.yaml"],
-        "runners": ["*.lock", "embedded/*.sql", "templates/*"],
+        "runners": ["*.lock", "embedded/*.sql", "embedded/*.yaml", "templates/*"],
     },
     install_requires=[
         "apache-beam==2.77.0",  # Pinned: the worker image and the job server must agree with it.
@@ -35,6 +35,7 @@ setup(
             "pytest-benchmark>=5.1,<6",
             "pytest-xdist>=3.7,<4",
             "ruff>=0.12,<1",
+            "setuptools>=77,<83",  # Builds the wheel that test_packaging looks into.
         ]
     },
     entry_points={"console_scripts": ["campus-sync = runners.cli:main"]},

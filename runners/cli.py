@@ -89,7 +89,7 @@ def _add_operate(verbs) -> None:
     )
     _add_config(letters)
     letters.add_argument("--json", action="store_true")
-    letters.set_defaults(handler=_verb("runners.dead_letters", "dead_letters"))
+    letters.set_defaults(handler=_verb("runners.dead_letters", "dead_letters"), more="letter")
 
     reseed = verbs.add_parser("reseed", help="snapshot a link again after a restored source")
     reseed.add_argument("link", help="source>store")
@@ -125,6 +125,10 @@ def main(arguments: collections.abc.Sequence[str] | None = None) -> int:
     """Runs one verb; returns the exit code."""
     root = parser()
     options, rest = root.parse_known_args(arguments)
+    more = getattr(options, "more", None)  # Where words after an option belong to.
+    if more and not any(word.startswith("-") for word in rest):
+        setattr(options, more, [*getattr(options, more), *rest])
+        rest = []
     if rest and not getattr(options, "beam", False):
         root.error(f"unrecognized arguments: {' '.join(rest)}")
     options.rest = rest

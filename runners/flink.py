@@ -356,10 +356,10 @@ class _Supervisor:
         with contextlib.ExitStack() as stack:
             stack.callback(server.stop)
             server.launch()
-            pool = self._pool(stack)
             try:
+                pool = self._pool(stack)
                 server.start()
-            except EngineError as error:
+            except CampusSyncError as error:
                 raise _Failed(str(error)) from None
             if self._stop.is_set():
                 return Outcome.STOPPED

@@ -123,7 +123,10 @@ def tiles(report: Report) -> tuple[Tile, ...]:
         law = "Captured changes are not all accounted for, or a link has no ledger."
     short = sum(part.short + part.different for part in report.completeness)
     windows = sum(part.windows for part in report.completeness)
-    if report.complete:
+    if report.complete and short:
+        complete = f"All but {count(short)} of {count(windows)} windows are equal; dead letters"
+        complete += " hold what these lack."
+    elif report.complete:
         complete = f"All {count(windows)} windows of the manifests are equal at both ends."
     else:
         complete = f"{count(short)} of {count(windows)} windows are not equal, or a gap is open."

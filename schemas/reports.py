@@ -1,5 +1,6 @@
 """Reports: what was measured of every link, what it proves, and its JSON and CSV forms."""
 
+import collections
 import csv
 import dataclasses
 import datetime
@@ -12,9 +13,25 @@ from schemas.batches import Lane
 from schemas.positions import Position
 from schemas.receipts import Counts
 from schemas.sketches import LagSketch
+from schemas.tables import Kind
 
 VERSION = 1
 ONE_SIDED = "emergency_one_sided"  # Kind of incident: one store has an emergency, one has not.
+
+
+# Why a change is refused before it is counted in a manifest; a store's reasons are other ones.
+CAPTURE_REASONS = frozenset(
+    {
+        *(f"bad_{kind}" for kind in Kind),
+        "invalid_text",
+        "missing_column",
+        "missing_key",
+        "nul_byte",
+        "oversized",
+        "partial_row",
+        "unknown_table",
+    }
+)
 
 
 class State(enum.StrEnum):
@@ -400,9 +417,21 @@ class Report:
 
     @property
     def complete(self) -> bool:
-        """Whether every closed window of every manifest is equal and no stretch is missing."""
-        return all(part.fill is Fill.EQUAL for part in self.completeness) and not any(
-            part.islands for part in self.conservation
+        """Whether what the stores lack is sealed in dead letters, and no stretch is missing.
+
+        A change that a store refused stays short in its manifest until its letter is replayed.
+        """
+        lacking = collections.Counter()
+        for part in self.completeness:
+            lacking[part.link] += part.source_changes - part.store_changes
+        letters = collections.Counter()
+        for refused in self.refused:
+            if refused.reason not in CAPTURE_REASONS:
+                letters[refused.link] += refused.open
+        return (
+            all(0 <= count <= letters[link] for link, count in lacking.items())
+            and not any(part.different for part in self.completeness)
+            and not any(part.islands for part in self.conservation)
         )
 
     @property
@@ -508,7 +537,7 @@ def _flat(row: dict) -> dict:
             flat |= value
         elif name == "keys":
             continue
-        elif name.endswith("_us") and value is not None:
+        elif name.endswith("_us"):
             flat[name.removesuffix("_us")] = iso(value) if value else ""
         else:
             flat[name] = value

@@ -15,11 +15,11 @@ from schemas.errors import ConfigError
 LineOf = collections.abc.Callable[[tuple], int]
 Model = typing.TypeVar("Model", bound=pydantic.BaseModel)
 
-# YAML 1.2's core booleans and integers only: under YAML 1.1 the code `No` would become false,
-# `010` eight and `2024-01-01` a date, and a hospital's code tables are full of such codes.
+# Only what cannot be a code: under YAML 1.1 the code `No` would become false, `010` eight and
+# `2024-01-01` a date, under 1.2 `1E10` a number; a hospital's code tables are full of such codes.
 _BOOL = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
 _INT = re.compile(r"^[-+]?(?:0|[1-9][0-9_]*)$")
-_FLOAT = re.compile(r"^[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?$")
+_FLOAT = re.compile(r"^[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?$")
 
 
 class _Loader(yaml.SafeLoader):

@@ -225,9 +225,9 @@ def test_yaml_round_trip_and_every_place_has_a_line(tmp_path_factory, data):
 
 def test_codes_stay_text(tmp_path):
     path = tmp_path / "x.yaml"
-    path.write_text("a: No\nb: 010\nc: 2024-01-01\nd: 12:30\ne: 7\n")
+    path.write_text("a: No\nb: 010\nc: 2024-01-01\nd: 12:30\ne: 7\nf: 1E10\n")
     data, line_of = load_yaml(path)
-    assert data == {"a": "No", "b": "010", "c": "2024-01-01", "d": "12:30", "e": 7}
+    assert data == {"a": "No", "b": "010", "c": "2024-01-01", "d": "12:30", "e": 7, "f": "1E10"}
     assert line_of(("c",)) == 3
     assert line_of(("c", "deeper")) == 3
 

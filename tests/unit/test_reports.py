@@ -143,6 +143,14 @@ def test_a_sound_report_says_so_everywhere():
     assert "Every change arrived" in headline(report)
 
 
+def test_what_a_dead_letter_holds_is_not_missing():
+    refused = (Refused(LINKS[0], "his.vital_sign", "spo2_percent", "check_violation", 1, 0),)
+    report = sound_report(completeness=short, refused=refused)
+    assert report.complete and report.sound
+    replayed = (dataclasses.replace(refused[0], open=0, replayed=1),)
+    assert not sound_report(completeness=short, refused=replayed).complete
+
+
 unbalanced = (Conservation(LINKS[0], Lane.ROUTINE, Counts(10, 5)),)
 short = (Completeness(LINKS[0], Lane.ROUTINE, "patient", 4, 1, 0, 10, 9, START_US),)
 island = tuple(dataclasses.replace(part, islands=1) for part in sound_report().conservation)

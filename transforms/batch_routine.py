@@ -117,6 +117,16 @@ class PanePolicy:
             closed_us=closed_us,
         )
 
+    def parted(
+        self, batches: collections.abc.Iterable[ChangeBatch], closed_us: int
+    ) -> tuple[list[ChangeBatch], list[ChangeBatch]]:
+        """Returns the batches whose windows are closed, and the rest."""
+        due, rest = [], []
+        for batch in batches:
+            _, end_us = self.window_of(batch.commit_us_max)
+            (due if end_us <= closed_us else rest).append(batch)
+        return due, rest
+
     def panes(
         self, batches: collections.abc.Iterable[ChangeBatch], timing: Timing
     ) -> list[RoutinePane]:
@@ -170,6 +180,15 @@ class _BatchRoutineFn(beam.DoFn):
         step, after = self._policy.arrive(
             before, batch.commit_us_max, batch.watermark_us, batch.rows, batch.nbytes
         )
+        if before.count and before.due_us <= after.closed_us:
+            # The batch's own watermark closed their window: an engine whose watermark stands
+            # still (runners/pulse.py) has on-time panes by this alone.
+            due, before = self._part(batches, window_end, early, after.closed_us)
+            waiting.write(before)
+            yield from self._leave(link, due, Timing.ON_TIME)
+            step, after = self._policy.arrive(
+                before, batch.commit_us_max, batch.watermark_us, batch.rows, batch.nbytes
+            )
         if after != before:
             waiting.write(after)
         if step is Step.LATE:
@@ -218,11 +237,13 @@ class _BatchRoutineFn(beam.DoFn):
     ):
         before = waiting.read() or Waiting()
         closed_us = max(before.closed_us, self._policy.window_of(fired_at.micros)[0])
-        held = list(batches.read()) if before.count else []
-        due, rest = [], []
-        for batch in held:
-            _, end_us = self._policy.window_of(batch.commit_us_max)
-            (due if end_us <= closed_us else rest).append(batch)
+        due, after = self._part(batches, window_end, early, closed_us)
+        waiting.write(after)
+        yield from self._leave(link, due, Timing.ON_TIME)
+
+    def _part(self, batches, window_end, early, closed_us: int) -> tuple[list, Waiting]:
+        """Takes the batches of closed windows out; returns them and what is known of the rest."""
+        due, rest = self._policy.parted(batches.read(), closed_us)
         after = self._policy.waiting_of(rest, closed_us)
         if due:
             batches.clear()
@@ -231,9 +252,9 @@ class _BatchRoutineFn(beam.DoFn):
         if rest:
             window_end.set(Timestamp(micros=after.due_us))
         else:
+            window_end.clear()
             early.clear()
-        waiting.write(after)
-        yield from self._leave(link, due, Timing.ON_TIME)
+        return due, after
 
     def _leave(self, link: str, batches: list[ChangeBatch], timing: Timing):
         for pane in self._policy.panes(batches, timing):

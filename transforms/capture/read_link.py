@@ -9,10 +9,10 @@ from apache_beam.io.unbounded_source import (
     UnboundedSource,
 )
 from apache_beam.utils.timestamp import Timestamp
-from schemas.wire import ChangeBatchCoder
 
 from schemas.batches import ChangeBatch
 from schemas.links import LinkSettings
+from schemas.wire import ChangeBatchCoder
 from transforms.capture.link_reader import LinkReader, live_reader
 
 # A read that waits inside its bundle meets a change within a millisecond, where one that
@@ -53,7 +53,9 @@ class _Reader(UnboundedReader):
     def advance(self) -> bool:
         if self._link.closed:
             self._link = live_reader(self._settings)
-        self._current = self._link.next(_WAIT_S)
+        # Only an idle read waits: what was found leaves for the routine lane at the bundle's end.
+        idle = self._current is None
+        self._current = self._link.next(_WAIT_S if idle else 0.0)
         return self._current is not None
 
     def get_current(self) -> ChangeBatch:

@@ -1,0 +1,349 @@
+"""Holes in the log: each is found, filled by a snapshot, and told with its reason."""
+
+import contextlib
+import shutil
+import time
+
+import psycopg
+import pytest
+import yaml
+
+from runners.embedded.postgres import PostgresServer
+from runners.embedded.traffic import Traffic
+from schemas.batches import Lane
+from schemas.positions import START
+from tests.faults.harness import (
+    CAMPUS,
+    SOURCE_SETTINGS,
+    Link,
+    Network,
+    Site,
+    seed_of_this_run,
+    until,
+)
+from transforms.capture import slots
+from transforms.deliver import store_schema
+
+SMALL_LOG = {"max_slot_wal_keep_size": "2MB", "min_wal_size": "32MB", "max_wal_size": "32MB"}
+NETWORK = Network(1, 0.1, 0.1, 4)
+VITAL = (
+    "INSERT INTO his.vital_sign (vital_id, mrn, pulse, measured_at)"
+    " SELECT g, 'P' || g %% 50, 70, now() FROM generate_series(%s::int, %s::int) g"
+)
+
+
+@pytest.fixture
+def site(tmp_path):
+    with contextlib.ExitStack() as stack:
+        source, store = (
+            stack.enter_context(
+                PostgresServer(
+                    tmp_path / name, settings=SOURCE_SETTINGS | settings, durable=False
+                )
+            )
+            for name, settings in (("source", SMALL_LOG), ("primary", {}))
+        )
+        yield Site(tmp_path, source, {"primary": store})
+    for server in (source, store):
+        shutil.rmtree(server.data, ignore_errors=True)
+
+
+def first_run(site: Site, rows: int = 1000) -> None:
+    """Carries some rows, so that the link has a past; no reader is left."""
+    with site.hospital() as hospital:
+        hospital.execute(VITAL, [1, rows // 2])
+        with Link(site.settings()):
+            site.drain()
+            hospital.execute(VITAL, [rows // 2 + 1, rows])
+            site.drain()
+    until(lambda: not slot_of(site).active, 10, "the reader's leave")
+    assert site.snapshots() == [("first", "done")]
+
+
+def slot_of(site: Site) -> slots.SlotState:
+    return slots.state(site.config.sources[CAMPUS].dsn, site.settings().slot)
+
+
+def change_in_the_gap(site: Site) -> None:
+    with site.hospital() as hospital:
+        hospital.execute("DELETE FROM his.vital_sign WHERE vital_id <= 100")
+        hospital.execute("UPDATE his.vital_sign SET pulse = 71 WHERE vital_id <= 200")
+        hospital.execute("UPDATE his.vital_sign SET vital_id = -vital_id WHERE vital_id <= 110")
+        hospital.execute(VITAL, [2001, 2100])
+
+
+def fill(site: Site, reason: str, more: int = 1) -> None:
+    """Runs the link until the gap is filled; asserts what it says of it, and equal contents."""
+    with Link(site.settings(), NETWORK), site.hospital() as hospital:
+        hospital.execute(VITAL, [3001, 3100])
+        site.drain()
+        hospital.execute("DELETE FROM his.vital_sign WHERE vital_id = 3001")
+        site.drain()
+    site.prove()
+    found = site.snapshots()
+    assert found[-more:] == [(reason, "done")] * more
+    assert {state for _, state in found} == {"done"}
+
+
+def tombstones(site: Site) -> int:
+    with site.store() as store:
+        query = "SELECT count(*) FROM consult.vital_sign WHERE deleted"
+        return store.execute(query).fetchone()[0]
+
+
+def test_a_slot_that_was_dropped(site):
+    first_run(site)
+    slots.drop(site.config.sources[CAMPUS].dsn, site.settings().slot)
+    change_in_the_gap(site)
+    fill(site, "slot_missing")
+    assert tombstones(site) == 111
+
+
+def test_a_slot_that_is_dropped_under_the_reader(site):
+    with Link(site.settings(), NETWORK), site.hospital() as hospital:
+        hospital.execute(VITAL, [1, 1000])
+        site.drain()
+        with site.administrator() as administrator:
+            administrator.execute(
+                "SELECT pg_terminate_backend(active_pid), pg_drop_replication_slot(slot_name)"
+                " FROM pg_replication_slots"
+            ) if drop_fails_first(administrator) else None
+        change_in_the_gap(site)
+        until(lambda: site.snapshots()[-1][0] == "slot_missing", 60, "another snapshot")
+        site.drain()
+    site.prove()
+    assert tombstones(site) == 110
+
+
+def drop_fails_first(administrator: psycopg.Connection) -> bool:
+    """Drops the slot from under its reader, however often that takes."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        administrator.execute(
+            "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE active"
+        )
+        with contextlib.suppress(psycopg.errors.ObjectInUse):
+            administrator.execute(
+                "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots"
+            )
+            return False
+    return True
+
+
+def test_a_slot_whose_log_is_gone(site):
+    first_run(site)
+    change_in_the_gap(site)
+    with site.administrator() as administrator:
+        for _ in range(4):
+            administrator.execute("CREATE TABLE x (); DROP TABLE x")
+            administrator.execute("SELECT pg_switch_wal()")
+            administrator.execute("CHECKPOINT")
+    assert slot_of(site).lost
+    fill(site, "slot_invalidated")
+    assert tombstones(site) == 111
+
+
+def copy_of(server: PostgresServer, name: str) -> None:
+    """Keeps a cold copy of a server's data."""
+    server.stop()
+    shutil.copytree(server.data, server.directory / name, copy_function=copy_owned)
+    server.start()
+
+
+def copy_owned(source: str, target: str) -> None:
+    shutil.copy2(source, target)
+
+
+def restore(server: PostgresServer, name: str) -> None:
+    """Puts the copy in the place of the server's data, as after a disaster."""
+    server.kill()
+    owner = server.data.stat()
+    shutil.rmtree(server.data)
+    shutil.copytree(server.directory / name, server.data)
+    for path in (server.data, *server.data.rglob("*")):
+        shutil.chown(path, owner.st_uid, owner.st_gid)
+    server.data.chmod(0o700)
+    server.start()
+
+
+@pytest.mark.parametrize("meanwhile", ["stopped", "running"])
+def test_a_store_restored_from_an_older_copy(site, meanwhile):
+    first_run(site)
+    copy_of(site.store_servers["primary"], "copy")
+    with Link(site.settings(), NETWORK), site.hospital() as hospital:
+        change_in_the_gap(site)
+        site.drain()
+        reached = site.progress()
+        if meanwhile == "running":
+            restore(site.store_servers["primary"], "copy")
+            assert site.progress() < reached
+            hospital.execute(VITAL, [4001, 4010])
+            until(lambda: site.snapshots()[-1][0] == "ledger_behind", 60, "a snapshot")
+            site.drain()
+    if meanwhile == "stopped":
+        restore(site.store_servers["primary"], "copy")
+        assert site.progress() < reached
+    fill(site, "ledger_behind")
+    assert tombstones(site) == 111
+
+
+def test_a_store_emptied_under_a_running_link(site):
+    with Link(site.settings(), NETWORK), site.hospital() as hospital:
+        hospital.execute(VITAL, [1, 1000])
+        site.drain()
+        with site.store() as store:
+            store.execute("DROP SCHEMA consult, sync CASCADE")
+            store_schema.ensure(store)
+        hospital.execute(VITAL, [1001, 1100])
+        until(lambda: site.snapshots()[-1:] == [("first", "done")], 60, "a snapshot")
+        site.drain()
+    site.prove()
+
+
+def mapping_without(site: Site, table: str) -> str:
+    """Writes the campus's mapping without one table; returns its name for campuses.yaml."""
+    with open(site.config.sources[CAMPUS].mapping, encoding="utf-8") as file:
+        content = yaml.safe_load(file)
+    del content["tables"][table]
+    (site.folder / "less.yaml").write_text(yaml.safe_dump(content, allow_unicode=True))
+    return "less.yaml"
+
+
+@pytest.mark.parametrize("published_by", ["the administrator", "nobody"])
+def test_a_table_that_joins_later(site, published_by):
+    site.write_config(mapping=mapping_without(site, "his.visit"))
+    with site.administrator() as administrator:
+        administrator.execute("ALTER PUBLICATION campus_sync DROP TABLE his.visit")
+    first_run(site)
+    with site.hospital() as hospital:
+        hospital.execute(
+            "INSERT INTO his.visit (visit_no, mrn, updated_at)"
+            " SELECT 'V' || g, 'P1', now() FROM generate_series(1, 500) g"
+        )
+    if published_by == "the administrator":
+        with site.administrator() as administrator:
+            administrator.execute("ALTER PUBLICATION campus_sync ADD TABLE his.visit")
+    else:
+        let_the_reader_publish(site)
+    site.write_config()
+    fill(site, "new_tables")
+    with site.store() as store:
+        assert store.execute("SELECT count(*) FROM consult.visit").fetchone() == (500,)
+
+
+def let_the_reader_publish(site: Site) -> None:
+    with site.administrator() as administrator:
+        administrator.execute("GRANT hospital TO sync")
+
+
+def test_a_table_that_left_the_publication_for_a_while(site):
+    """What was written without being published is in no log that the link reads."""
+    let_the_reader_publish(site)
+    first_run(site)
+    with site.administrator() as administrator:
+        administrator.execute("ALTER PUBLICATION campus_sync DROP TABLE his.vital_sign")
+    change_in_the_gap(site)
+    fill(site, "new_tables")
+    assert tombstones(site) == 111
+
+
+def test_a_source_that_dies_in_the_middle_of_a_snapshot(site):
+    """Each time at another place; the last time the whole worker goes with it."""
+    with site.hospital() as hospital:
+        hospital.execute(VITAL, [1, 30_000])
+    for _ in range(2):
+        with Link(site.settings(), NETWORK):
+            reached = site.progress() or START
+            until(lambda reached=reached: (site.progress() or START) > reached, 60, "some rows")
+            site.source_server.kill()
+            time.sleep(0.3)
+            site.source_server.start()
+            with site.hospital() as hospital:
+                hospital.execute("DELETE FROM his.vital_sign WHERE vital_id % 3 = 0")
+            reached = site.progress()
+            until(lambda reached=reached: site.progress() > reached, 60, "rows after it")
+    with Link(site.settings(), NETWORK):
+        site.drain()
+    site.prove()
+    reasons = [reason for reason, _ in site.snapshots()]
+    assert reasons[0] == "first"
+    assert set(reasons[1:]) == {"interrupted"}
+    assert {state for _, state in site.snapshots()} == {"done"}
+
+
+def restore_source(site: Site) -> None:
+    restore(site.source_server, "copy")
+    assert site.log_end() < site.progress().lsn
+
+
+@pytest.mark.parametrize("meanwhile", ["stopped", "running"])
+def test_a_source_restored_from_a_backup_is_refused(site, caplog, meanwhile):
+    """Its new changes would look older than what the store has: nobody would ever see them."""
+    first_run(site)
+    copy_of(site.source_server, "copy")
+    with Link(site.settings()), site.hospital() as hospital:
+        hospital.execute(VITAL, [1001, 21_000])
+        site.drain()
+        if meanwhile == "running":
+            restore_source(site)
+            refused(site, caplog)
+    if meanwhile == "stopped":
+        restore_source(site)
+        with Link(site.settings()):
+            refused(site, caplog)
+
+
+def refused(site: Site, caplog) -> None:
+    reached, before = site.progress(), site.captured()
+    with site.hospital() as hospital:
+        hospital.execute(VITAL, [50_001, 50_002])
+    until(lambda: "restored from a backup" in caplog.text, 30, "the refusal")
+    assert "campus-sync reseed" in caplog.text
+    time.sleep(1)
+    assert (site.progress(), site.captured()) == (reached, before)
+    with site.store() as store:
+        query = "SELECT FROM consult.vital_sign WHERE record_id = '50001'"
+        assert store.execute(query).rowcount == 0
+
+
+def test_a_source_restored_and_reseeded(site, caplog):
+    """The remedy that the refusal names makes both ends equal again."""
+    from runners.cli import main
+
+    first_run(site)
+    copy_of(site.source_server, "copy")
+    with Link(site.settings()), site.hospital() as hospital:
+        hospital.execute(VITAL, [1001, 21_000])
+        site.drain()
+    restore_source(site)
+    assert main(["reseed", f"{CAMPUS}>primary", "--config", str(site.path)]) == 0
+    change_in_the_gap(site)
+    fill(site, "first")
+    assert tombstones(site) > 0
+
+
+def test_all_at_once(site):
+    """A gap that is met while another one is being filled, under traffic, on a bad network."""
+    seed = seed_of_this_run()
+    network = Network(seed, 0.2, 0.2, 5)
+    with Traffic(site.config, seed) as traffic:
+        traffic.preload(60)
+        with Link(site.settings(), network):
+            until(lambda: site.progress(), 60, "some rows")
+            traffic.run(rate=300, seconds=1)
+        for end in ("slot", "source", "slot"):
+            if end == "slot":
+                until(lambda: not slot_of(site).active, 10, "the reader's leave")
+                slots.drop(site.config.sources[CAMPUS].dsn, site.settings().slot)
+            else:
+                site.source_server.kill()
+                site.source_server.start()
+            traffic.run(rate=300, seconds=1)
+            reached = site.progress()
+            with Link(site.settings(), network):
+                until(lambda reached=reached: site.progress() > reached, 60, "some rows")
+        with Link(site.settings(), network):
+            traffic.run(rate=300, seconds=1)
+            site.drain()
+    site.prove()
+    assert site.progress(lane=Lane.EMERGENCY)

@@ -2,6 +2,11 @@
 
 from setuptools import find_packages, setup
 
+_DATAFLOW = [  # Writes and checks the job file; nothing is submitted.
+    "google-cloud-dataflow-client>=0.8,<1",
+    "google-cloud-storage>=2.14,<4",
+]
+
 setup(
     name="campus-sync",
     version="0.1.0",
@@ -28,7 +33,9 @@ setup(
         "rich>=14,<16",  # Live status and progress.
     ],
     extras_require={
+        "dataflow": _DATAFLOW,
         "dev": [
+            *_DATAFLOW,
             "build>=1.2,<2",
             "hypothesis>=6.130,<7",
             "pytest>=8.4,<10",

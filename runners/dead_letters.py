@@ -23,7 +23,7 @@ from schemas.batches import Op
 from schemas.config import Config, load
 from schemas.errors import ConfigError
 
-_ID_DIGITS = 12
+_ID_DIGITS = 10
 _ROWS_MAX = 200  # A terminal shows no more; `--json` has all.
 
 
@@ -57,19 +57,17 @@ def _list(filed: list[Filed], options: argparse.Namespace) -> None:
         plain = {"letters": [_plain(one) for one in filed], "reasons": dict(counts.most_common())}
         print(json.dumps(plain, indent=2, ensure_ascii=False))
         return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    names = ("id", "link", "lane", "table", "position", "op", "reason", "column", "committed")
-    for name in (*names, "key", "state"):
-        table.add_column(name, no_wrap=name == "id", overflow="fold")
+    # Two lines a letter, so that a terminal of 80 columns holds it.
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    pairs = (("id", "key"), ("link", "lane"), ("table", "column"), ("position", "op"))
+    for pair in (*pairs, ("reason", "state"), ("committed", "UTC")):
+        table.add_column("\n".join(pair), overflow="fold")
     for one in filed[:_ROWS_MAX]:
         plain = _plain(one)
-        table.add_row(
-            plain["id"][:_ID_DIGITS],
-            *(plain[name] for name in names[1:-1]),
-            plain["committed"][:19],
-            plain["key"][:8],
-            one.state,
-        )
+        plain |= {name: plain[name][:_ID_DIGITS] for name in ("id", "key")}
+        cells = [f"{plain[upper]}\n{plain[lower]}" for upper, lower in pairs]
+        when = plain["committed"]
+        table.add_row(*cells, f"{plain['reason']}\n{plain['state']}", f"{when[:10]}\n{when[11:19]}")
     console = Console()
     if filed:
         console.print(table)
@@ -179,7 +177,7 @@ def _print_results(results: list[Result], as_json: bool) -> None:
         for place, count in refused.most_common():
             table.add_row(*place, f"{count:,}")
         console.print(table)
-    console.print(f"{len(results):,} dead letters replayed" if results else "no dead letter")
+    console.print(f"{len(results):,} dead letters tried" if results else "no dead letter")
     for became in Became:
         if counts[became]:
             console.print(f"{counts[became]:>8,}  {became}")

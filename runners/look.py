@@ -52,7 +52,7 @@ def write_report(made: Report, folder: pathlib.Path) -> None:
     (folder / "report.html").write_text(page(made, _local_zone()), encoding="utf-8")
     (folder / "report.json").write_text(to_json(made), encoding="utf-8")
     for name, text in to_csv(made).items():
-        (folder / f"{name}.csv").write_text(text, encoding="utf-8")
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 def summary(made: Report) -> dict:

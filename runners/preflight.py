@@ -504,9 +504,9 @@ def _check_tables(
         statements = " ".join(
             f"ALTER TABLE {tables[name].quoted} REPLICA IDENTITY FULL;" for name in toasted
         )
-        found.note(
-            f"long values of {', '.join(toasted)} are not sent when unchanged: such rows are"
-            " compared by reconciliation only",
+        found.warning(
+            f"long values of {', '.join(toasted)} are not sent when unchanged: such changes have no"
+            " emergency copy, and after a refused change an older text stays until compare tells",
             f"{statements}  -- costs log volume",
         )
 

@@ -17,7 +17,7 @@ from transforms.capture import slots
 from transforms.capture.pgoutput import PgOutputDecoder
 from transforms.capture.prepare import Preparer
 from transforms.capture.replication import ReplicationStream, SlotInvalidated, SlotMissing
-from transforms.capture.resume import Known, snapshot_reason
+from transforms.capture.resume import Known, refuse_rewound, snapshot_reason
 from transforms.capture.sender import LaneSender
 from transforms.capture.snapshot import snapshot
 from transforms.capture.spool import Spool
@@ -35,6 +35,8 @@ _BACKOFF_MIN_S, _BACKOFF_MAX_S = 0.2, 15.0
 # change after a quiet moment never waits.
 _PAUSE_MIN_S, _PAUSE_MAX_S, _PAUSE_FACTOR = 0.005, 0.1, 6
 _EMERGENCY_CREDIT_ROWS = 50_000
+# A table that leaves the publication is silent, not an error: somebody has to look.
+_LOOK_AT_PUBLICATION_S = 30.0
 
 
 class LinkReader:
@@ -70,11 +72,11 @@ class LinkReader:
             limits.resend_routine_s,
             monotonic,
         )
-        urgent_spool = Spool(
+        self._urgent_spool = Spool(
             limits.spool_memory_bytes, limits.spool_disk_bytes, coder.encode, coder.decode
         )
         self._emergency = LaneSender(
-            urgent_spool,
+            self._urgent_spool,
             _EMERGENCY_CREDIT_ROWS,
             limits.batch_rows,
             0.0,
@@ -87,6 +89,7 @@ class LinkReader:
         self._keys = {name: table.id for name, table in self._mapping.tables.items()}
         self._joined = False
         self._confirmed_lsn = 0
+        self._published: dict[str, str] = {}
         self._read_to: Position | None = None
         self._urgent_to: Position | None = None
         self._asked_at = monotonic()
@@ -160,6 +163,7 @@ class LinkReader:
             self._check_abandoned()
         with self._changed:
             self._spool.close()
+            self._urgent_spool.close()
 
     def _session(self) -> Iterator[None]:
         """Reads from one connection until it breaks; yields after each thing taken."""
@@ -171,16 +175,31 @@ class LinkReader:
             slots.ensure_publication_covers(
                 settings.source_dsn, settings.publication, self._mapping.tables
             )
-            if not self._joined:
-                yield from self._join(store)
-        self._joined = True
+            state = slots.state(settings.source_dsn, settings.slot)
+            if self._joined:
+                # It may have come back as an older copy of itself.
+                refuse_rewound(self._read_to, state.log_end_lsn)
+            published = self._memberships()
+            if published != self._published:
+                self._joined = False
+                yield from self._join(store, state, published)
+            elif not self._joined:
+                yield from self._join(store, state, published)
+        self._joined, self._published = True, published
         yield from self._stream()
 
-    def _join(self, store: psycopg.Connection) -> Iterator[None]:
+    def _memberships(self) -> dict[str, str]:
+        settings = self._settings
+        return slots.memberships(settings.source_dsn, settings.publication, self._mapping.tables)
+
+    def _join(
+        self, store: psycopg.Connection, state: slots.SlotState, published: dict[str, str]
+    ) -> Iterator[None]:
         """Finds where the stream goes on; fills a gap in the log by a snapshot first."""
         settings = self._settings
         progress = ledger.read(store, settings.name)
-        state = slots.state(settings.source_dsn, settings.slot)
+        for applied in (progress.routine, progress.emergency):
+            refuse_rewound(applied or START, state.log_end_lsn)
         reason = snapshot_reason(
             Known(
                 ledger=progress.routine,
@@ -189,8 +208,8 @@ class LinkReader:
                 slot_lost=state.lost,
                 confirmed_lsn=state.confirmed_lsn,
                 log_end_lsn=state.log_end_lsn,
-                new_tables=not self._mapping.tables.keys()
-                <= ledger.read_tables(store, settings.name),
+                new_tables=published != ledger.published(store, settings.name)
+                or not published.keys() <= ledger.read_tables(store, settings.name),
             )
         )
         with self._changed:
@@ -205,7 +224,9 @@ class LinkReader:
             slots.drop(settings.source_dsn, settings.slot)
         with slots.create(settings.source_dsn, settings.slot) as created:
             self._confirmed_lsn = created.lsn + 1
-            ledger.begin_snapshot(store, settings.name, created.lsn, str(reason))
+            with store.transaction():
+                ledger.begin_snapshot(store, settings.name, created.lsn, str(reason))
+                ledger.note_published(store, settings.name, published)
             for raw in snapshot(
                 settings.source_dsn,
                 created,
@@ -224,7 +245,7 @@ class LinkReader:
     def _stream(self) -> Iterator[None]:
         settings, limits = self._settings, self._settings.limits
         decoder = PgOutputDecoder(limits.batch_rows, limits.batch_bytes, self._read_to, self._keys)
-        beat_at = self._monotonic()
+        beat_at = looked_at = self._monotonic()
         start_lsn = self._acknowledgeable_lsn()
         with ReplicationStream(
             settings.source_dsn, settings.slot, settings.publication, start_lsn
@@ -246,6 +267,10 @@ class LinkReader:
                 yield
                 self._check_abandoned()
                 self._wait_for_room(stream)
+                if now - looked_at >= _LOOK_AT_PUBLICATION_S:
+                    looked_at = now
+                    if self._memberships() != self._published:
+                        return
                 if read.caught_up and read.payloads:
                     pause_s = max(_PAUSE_MIN_S, took_s * _PAUSE_FACTOR)
                     self._stopping.wait(min(_PAUSE_MAX_S, pause_s))
@@ -304,6 +329,13 @@ class LinkReader:
 
     def _learn(self, progress: ledger.Progress) -> None:
         with self._changed:
+            if _behind(progress.routine, self._ledger.routine) or _behind(
+                progress.emergency, self._ledger.emergency
+            ):
+                # What we have let go of may be missing there: another reader joins from its start.
+                _LOGGER.warning("link %s: its store is an older copy", self._settings.name)
+                self._stopping.set()
+                return
             self._ledger = progress
             if progress.routine is not None or self._read_to is not None:
                 self._routine.on_ledger(progress.routine or START)
@@ -314,6 +346,10 @@ class LinkReader:
     def _backoff_s(self, failures: int) -> float:
         bound = min(_BACKOFF_MAX_S, _BACKOFF_MIN_S * 2 ** min(failures, 10))
         return bound * (0.5 + self._jitter() / 2)
+
+
+def _behind(now: Position | None, before: Position | None) -> bool:
+    return (now or START) < (before or START)
 
 
 def _place(error: Exception) -> str:

@@ -82,6 +82,9 @@ class Preparer:
             dead=tuple(self._sealer.seal(reject, self._settings.name) for reject in rejects),
             holds=raw.truncates,
             sweeps=raw.sweeps,
+            # Here too: the routine ledger may pass an opening whose copy was lost under way, and
+            # a reader that starts then would not know the patient.
+            escalations=tuple(classified.escalations),
         )
         urgent = {
             name: rows.filter(pa.array(classified.masks[name]))

@@ -44,6 +44,20 @@ class Known:
     new_tables: bool = False
 
 
+def refuse_rewound(applied: Position, log_end_lsn: int) -> None:
+    """Checks that the source's log reaches as far as what was read or applied of it.
+
+    Raises:
+      SourceRewound: it does not.
+    """
+    if applied.lsn > log_end_lsn:
+        raise SourceRewound(
+            "the ledger is ahead of the source's log: the source was restored from a backup or "
+            "replaced. Stop the link, empty its rows and ledger in the store "
+            "(`campus-sync reseed`), then start it again."
+        )
+
+
 def snapshot_reason(known: Known) -> Reason | None:
     """Returns why a snapshot is needed, or None if the stream joins on to the ledger.
 
@@ -51,12 +65,8 @@ def snapshot_reason(known: Known) -> Reason | None:
       SourceRewound: the ledger is ahead of the source's log; going on would leave new
         changes with old positions.
     """
-    if known.ledger is not None and known.ledger.lsn > known.log_end_lsn:
-        raise SourceRewound(
-            "the ledger is ahead of the source's log: the source was restored from a backup or "
-            "replaced. Stop the link, empty its rows and ledger in the store "
-            "(`campus-sync reseed`), then start it again."
-        )
+    if known.ledger is not None:
+        refuse_rewound(known.ledger, known.log_end_lsn)
     if known.ledger is None or known.ledger == START:
         return Reason.FIRST
     interrupted = known.snapshot_lsn is not None and known.ledger < (known.snapshot_lsn, SEQ_END)

@@ -221,6 +221,30 @@ def _missing(
     return True, tuple(sorted(set(tables) - set(published)))
 
 
+_MEMBERSHIPS = """
+SELECT format('%%s.%%s', n.nspname, c.relname), format('%%s/%%s/%%s', p.oid, r.oid, c.oid)
+FROM pg_publication p
+JOIN pg_class c ON format('%%s.%%s', c.relnamespace::regnamespace, c.relname) = ANY (%(tables)s)
+JOIN pg_namespace n ON n.oid = c.relnamespace
+LEFT JOIN pg_publication_rel r ON r.prpubid = p.oid AND r.prrelid = c.oid
+WHERE p.pubname = %(publication)s
+"""
+
+
+def memberships(dsn: str, publication: str, tables: Collection[str]) -> dict[str, str]:
+    """Returns which membership of the publication each table has: a text, equal while it lasts.
+
+    A table that leaves and comes back, or is dropped and made again, has another one: what
+    was written to it meanwhile is in no stream.
+
+    Raises:
+      SourceUnavailable: no connection.
+    """
+    with _session(dsn) as connection:
+        arguments = {"publication": publication, "tables": list(tables)}
+        return dict(connection.execute(_MEMBERSHIPS, arguments).fetchall())
+
+
 _IDENTITY = """
 SELECT format('%%s.%%s', n.nspname, c.relname),
   c.relreplident IN ('f', 'i') OR c.relreplident = 'd' AND EXISTS (

@@ -2,7 +2,7 @@
 
 import dataclasses
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
@@ -91,6 +91,22 @@ def begin_snapshot(conn: psycopg.Connection, link: str, lsn: int, reason: str) -
     )
 
 
+def published(conn: psycopg.Connection, link: str) -> dict[str, str]:
+    """Returns which membership of its publication each source table had at the last snapshot."""
+    query = "SELECT src_table, identity FROM sync.published WHERE link = %s"
+    return dict(conn.execute(query, (link,)).fetchall())
+
+
+def note_published(conn: psycopg.Connection, link: str, identities: Mapping[str, str]) -> None:
+    """Notes the memberships (`slots.memberships`) whose tables a snapshot reads from now on."""
+    conn.execute(
+        "INSERT INTO sync.published (link, src_table, identity)"
+        " SELECT %s, * FROM unnest(%s::text[], %s::text[])"
+        " ON CONFLICT (link, src_table) DO UPDATE SET identity = excluded.identity",
+        (link, list(identities), list(identities.values())),
+    )
+
+
 class LinkRunning(CampusSyncError):
     """The sync job is at work in the store; what only a stopped link may do was not done."""
 
@@ -148,6 +164,7 @@ _FORGET = (
     "DELETE FROM sync.progress WHERE link = %s",
     "DELETE FROM sync.island WHERE link = %s",
     "DELETE FROM sync.sweep WHERE link = %s",
+    "DELETE FROM sync.published WHERE link = %s",
     "DELETE FROM sync.snapshot WHERE link = %s",
     "DELETE FROM sync.manifest WHERE link = %s",
     "UPDATE sync.dead_letter SET state = 'replayed', replayed_at = clock_timestamp()"

@@ -43,7 +43,7 @@ setup(
             "pytest-xdist>=3.7,<4",
             "ruff>=0.12,<1",
             "setuptools>=77,<83",  # Builds the wheel that test_packaging looks into.
-        ]
+        ],
     },
     entry_points={"console_scripts": ["campus-sync = runners.cli:main"]},
 )

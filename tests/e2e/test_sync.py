@@ -54,9 +54,7 @@ def site(servers, tmp_path):
 
 def drop_slots(site: Site) -> None:
     """Drops every slot of the site's database once its reader is gone."""
-    query = (
-        "SELECT slot_name, active FROM pg_replication_slots WHERE database = current_database()"
-    )
+    query = "SELECT slot_name, active FROM pg_replication_slots WHERE database = current_database()"
     with site.administrator() as connection:
         until(
             lambda: not any(active for _, active in connection.execute(query).fetchall()),
@@ -181,8 +179,9 @@ def test_emergencies_overtake_and_bring_what_waits_until_signed_off(site):
         # A backlog that fills the credit, and in it one calm result of the patient to be.
         hospital.execute(CALM, ["M1"])
         hospital.execute(
-            CALM.replace("VALUES (gen_random_uuid(), %s,", "SELECT gen_random_uuid(), 'B' || g,")
-            .removesuffix(")")
+            CALM.replace(
+                "VALUES (gen_random_uuid(), %s,", "SELECT gen_random_uuid(), 'B' || g,"
+            ).removesuffix(")")
             + " FROM generate_series(1, 20000) g"
         )
         began = time.monotonic()

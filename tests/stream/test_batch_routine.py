@@ -168,7 +168,9 @@ def epoch_us() -> int:
 
 
 def leave_as_they_should(panes: list[tuple[str, RoutinePane]]) -> None:
-    """A waits until B tells that its window is over; B fills a pane alone; C is behind the watermark that B has told.
+    """A waits until B tells that its window is over; B fills a pane alone.
+
+    C is behind the watermark that B has told.
 
     D leaves by one of its timers: this runner lets processing time and watermark run together.
     """

@@ -163,14 +163,14 @@ def test_a_mapped_table_that_is_not_there(world):
     assert one(check(config()), "his.consultation is mapped and does not exist")
 
 
-def test_long_values_are_noted(world):
+def test_long_values_are_warned_of(world):
     config, source = world
     source.execute(
         "INSERT INTO emr.document (doc_id, mrn, content, updated_at) SELECT 1, 'M1',"
         " string_agg(md5(i::text), '') , now() FROM generate_series(1, 400) i"
     )
     finding = one(check(config()), "long values of emr.document")
-    assert finding.severity == Severity.NOTE
+    assert finding.severity == Severity.WARNING
     source.execute(finding.remedy)
     assert not [f for f in check(config()) if "long values" in f.what]
 

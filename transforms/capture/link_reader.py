@@ -182,8 +182,7 @@ class LinkReader:
             published = self._memberships()
             if published != self._published:
                 self._joined = False
-                yield from self._join(store, state, published)
-            elif not self._joined:
+            if not self._joined:
                 yield from self._join(store, state, published)
         self._joined, self._published = True, published
         yield from self._stream()
@@ -208,8 +207,8 @@ class LinkReader:
                 slot_lost=state.lost,
                 confirmed_lsn=state.confirmed_lsn,
                 log_end_lsn=state.log_end_lsn,
-                new_tables=published != ledger.published(store, settings.name)
-                or not published.keys() <= ledger.read_tables(store, settings.name),
+                new_tables=not published.items() <= ledger.published(store, settings.name).items()
+                or not self._mapping.tables.keys() <= ledger.read_tables(store, settings.name),
             )
         )
         with self._changed:

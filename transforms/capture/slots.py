@@ -223,11 +223,11 @@ def _missing(
 
 _MEMBERSHIPS = """
 SELECT format('%%s.%%s', n.nspname, c.relname), format('%%s/%%s/%%s', p.oid, r.oid, c.oid)
-FROM pg_publication p
-JOIN pg_class c ON format('%%s.%%s', c.relnamespace::regnamespace, c.relname) = ANY (%(tables)s)
+FROM pg_class c
 JOIN pg_namespace n ON n.oid = c.relnamespace
+JOIN pg_publication p ON p.pubname = %(publication)s
 LEFT JOIN pg_publication_rel r ON r.prpubid = p.oid AND r.prrelid = c.oid
-WHERE p.pubname = %(publication)s
+WHERE c.relkind IN ('r', 'p') AND format('%%s.%%s', n.nspname, c.relname) = ANY (%(tables)s)
 """
 
 

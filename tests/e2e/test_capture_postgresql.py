@@ -25,6 +25,7 @@ from transforms.capture.replication import (
     SlotMissing,
 )
 from transforms.capture.snapshot import TableMissing, snapshot
+from transforms.capture.warm_up import warm_up_decoder
 
 ROOT = pathlib.Path(__file__).parents[2]
 SLOT, PUBLICATION = "campus_sync_test", "campus_sync"
@@ -106,6 +107,7 @@ class Capture:
 @pytest.fixture
 def capture(database, request):
     """Makes captures of the test's database; drops their slots."""
+    warm_up_decoder()
     made = []
 
     def make(keys: dict[str, tuple[str, ...]], **options) -> Capture:

@@ -23,6 +23,8 @@ from tests.e2e.flink_job import ledger_of
 
 ROOT = pathlib.Path(__file__).parents[2]
 
+pytestmark = pytest.mark.xdist_group("flink")  # Two at a time starve each other.
+
 
 def descendants(pid: int) -> dict[int, str]:
     """Returns the living descendants of a process with their command lines."""

@@ -52,7 +52,8 @@ class SeveringProxy:
     off.
 
     Attributes:
-      port: to connect to. before, after: how many were broken on each side.
+      port: to connect to. commits: that came along. before, after: how many of them met a
+        connection that broke on that side.
     """
 
     def __init__(self, port: int, seed: int, share: float):
@@ -62,7 +63,7 @@ class SeveringProxy:
         self._lock = threading.Lock()
         self._listener = socket.create_server((_HOST, 0))
         self.port = self._listener.getsockname()[1]
-        self.before = self.after = 0
+        self.commits = self.before = self.after = 0
         self._threads = [threading.Thread(target=self._accept)]
 
     def __enter__(self) -> "SeveringProxy":
@@ -88,6 +89,8 @@ class SeveringProxy:
 
     def _serve(self, client: socket.socket) -> None:
         with client, socket.create_connection((_HOST, self._target)) as server:
+            for end in (client, server):  # Single messages must not wait for one another.
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             back = threading.Thread(target=self._answer, args=[server, client])
             back.start()
             frontend = _Frontend()
@@ -119,6 +122,7 @@ class SeveringProxy:
 
     def _draw(self) -> str:
         with self._lock:
+            self.commits += 1
             if self._chance.random() >= self._share:
                 return ""
             side = self._chance.choice(["before", "after"])

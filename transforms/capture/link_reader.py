@@ -21,6 +21,7 @@ from transforms.capture.resume import Known, refuse_rewound, snapshot_reason
 from transforms.capture.sender import LaneSender
 from transforms.capture.snapshot import snapshot
 from transforms.capture.spool import Spool
+from transforms.capture.warm_up import warm_up
 from transforms.deliver import ledger
 
 _LOGGER = logging.getLogger(__name__)
@@ -171,6 +172,7 @@ class LinkReader:
         with ledger.connect(settings.store_dsn) as store:
             if self._preparer is None:
                 escalations = ledger.escalations(store, settings.source)
+                warm_up(settings, self._mapping)
                 self._preparer = Preparer(settings, self._mapping, escalations)
             slots.ensure_publication_covers(
                 settings.source_dsn, settings.publication, self._mapping.tables

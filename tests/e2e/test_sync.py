@@ -129,11 +129,12 @@ def test_traffic_arrives_whole_over_any_network(site, witness, network):
             until(lambda: site.progress(), 60, "a first delivery")
             history = History(site.hospital, {"primary": site.store}, seed)
             history.start()
-            traffic.run(rate=400, seconds=4, emergency_share=0.2)
-            wrong = traffic.wrong(CAMPUS)
-            history.finish_writing()
-            site.drain()
-            assert history.finish() == []
+            with contextlib.closing(history):
+                traffic.run(rate=400, seconds=4, emergency_share=0.2)
+                wrong = traffic.wrong(CAMPUS)
+                history.finish_writing()
+                site.drain()
+                assert history.finish() == []
             assert link.sent[Lane.EMERGENCY] and link.sent[Lane.ROUTINE]
     assert site.captured() == before + witness.count()
     site.prove()

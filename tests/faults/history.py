@@ -108,16 +108,17 @@ class History(threading.Thread):
         seed: int,
         crashed: Callable[[str], int] = lambda store: 0,
     ):
-        super().__init__()
+        super().__init__(daemon=True)
         self._source, self._stores, self._crashed = source, stores, crashed
         self._chance = random.Random(seed)
         self._stop_asked = threading.Event()
+        self._seen_enough = threading.Event()
         self._number = 0
         self._lives: dict[int, int] = {}
         self.faults: list[Fault] = []
         self.appends = self.looks = 0
         self._watchers = [
-            threading.Thread(target=self._watch, args=[name, connect])
+            threading.Thread(target=self._watch, args=[name, connect], daemon=True)
             for name, connect in stores.items()
         ]
 
@@ -134,12 +135,16 @@ class History(threading.Thread):
         self._stop_asked.set()
         self.join()
 
-    def finish(self) -> list[Fault]:
-        """Ends and returns every fault seen, and those of the stores' last state: drain first."""
+    def close(self) -> None:
+        """Ends all threads, after a failure too."""
         self.finish_writing()
-        self._watching_ends = True
+        self._seen_enough.set()
         for watcher in self._watchers:
             watcher.join()
+
+    def finish(self) -> list[Fault]:
+        """Ends and returns every fault seen, and those of the stores' last state: drain first."""
+        self.close()
         query = (
             "SELECT doc_id::text, content, false FROM emr.document WHERE doc_id >= %s"
             " AND doc_id < %s"
@@ -178,20 +183,18 @@ class History(threading.Thread):
             hospital.execute(_CREATE, [document, patient, str(life)])
         self.appends += 1
 
-    _watching_ends = False
-
     def _watch(self, name: str, connect: Callable[[], psycopg.Connection]) -> None:
         known: dict[str, State] = {}
         crashes = self._crashed(name)
         store = None
-        while not self._watching_ends:
+        while not self._seen_enough.is_set():
             try:
                 if store is None:
                     store = connect()
                 found = _states(store.execute(_STATES).fetchall())
             except psycopg.Error:
                 store = None
-                self._stop_asked.wait(_PAUSE_S)
+                self._seen_enough.wait(_PAUSE_S)
                 continue
             if self._crashed(name) != crashes:
                 crashes, known = self._crashed(name), {}
@@ -201,6 +204,6 @@ class History(threading.Thread):
                 if row in known and (fault := fault_between(row, known[row], state)):
                     self.faults.append(fault)
                 known[row] = state
-            threading.Event().wait(_PAUSE_S)
+            self._seen_enough.wait(_PAUSE_S)
         if store is not None:
             store.close()

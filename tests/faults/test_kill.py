@@ -248,7 +248,7 @@ def test_kills_lose_nothing_and_double_nothing(site):
         stores = {name: lambda name=name: site.store(name) for name in STORES}
         history = History(site.hospital, stores, seed, killer.crashes.__getitem__)
         history.start()
-        stack.callback(history.finish_writing)
+        stack.callback(history.close)
         with steady(traffic, 60.0 * (KILLS + 5)) as written:
             until(
                 lambda: all(site.snapshots(name)[-1:] for name in STORES), 120, lambda: job.tail()
@@ -297,6 +297,7 @@ def test_a_connection_that_breaks_around_a_commit(tmp_path):
         with Link(site.settings(), Network(seed, 0.05, 0.05, 4), severed) as link:
             until(lambda: site.snapshots()[-1:], 60, "a snapshot")
             history.start()
+            stack.callback(history.close)
             deadline = time.monotonic() + 60
             while min(proxy.before, proxy.after) < SEVERED and time.monotonic() < deadline:
                 traffic.run(rate=200, seconds=1, emergency_share=0.2)

@@ -21,6 +21,9 @@ CREATE TABLE IF NOT EXISTS sync.island (
 CREATE TABLE IF NOT EXISTS sync.sweep (
     link text COLLATE "C", src_table text COLLATE "C", lsn bigint NOT NULL,
     PRIMARY KEY (link, src_table));
+CREATE TABLE IF NOT EXISTS sync.published (
+    link text COLLATE "C", src_table text COLLATE "C", identity text NOT NULL,
+    PRIMARY KEY (link, src_table));
 CREATE TABLE IF NOT EXISTS sync.manifest (
     link text COLLATE "C", lane text COLLATE "C", table_name text COLLATE "C",
     window_start timestamptz,

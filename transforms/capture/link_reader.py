@@ -1,6 +1,7 @@
 """Read one link continuously: log to batches in two lanes, by credit, from the ledger on."""
 
 import logging
+import sys
 import threading
 from collections.abc import Callable, Iterator
 
@@ -34,8 +35,11 @@ _BACKOFF_MIN_S, _BACKOFF_MAX_S = 0.2, 15.0
 # Trickling changes are gathered: a batch costs nearly the same for one row or a hundred. The
 # pause grows with what a batch costs now, so that many links share a busy machine; the first
 # change after a quiet moment never waits.
-_PAUSE_MIN_S, _PAUSE_MAX_S, _PAUSE_FACTOR = 0.005, 0.1, 6
+_PAUSE_MIN_S, _PAUSE_MAX_S, _PAUSE_FACTOR = 0.005, 0.25, 10
 _EMERGENCY_CREDIT_ROWS = 50_000
+# An emergency changes threads some ten times on its way to the store, and at each change waits
+# for its turn behind whatever computes: turns are short, by Python's default they are 5 ms.
+_TURN_S = 0.0005
 # A table that leaves the publication is silent, not an error: somebody has to look.
 _LOOK_AT_PUBLICATION_S = 30.0
 
@@ -373,6 +377,7 @@ def live_reader(settings: LinkSettings) -> LinkReader:
     with _LIVE_LOCK:
         reader = _LIVE.get(settings.slot)
         if reader is None or reader.closed:
+            sys.setswitchinterval(_TURN_S)
             reader = LinkReader(settings)
             reader.start()
             _LIVE[settings.slot] = reader

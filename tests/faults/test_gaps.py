@@ -14,6 +14,7 @@ from schemas.batches import Lane
 from schemas.positions import START
 from tests.faults.harness import (
     CAMPUS,
+    QUICK,
     SOURCE_SETTINGS,
     Link,
     Network,
@@ -25,6 +26,8 @@ from transforms.capture import slots
 from transforms.deliver import store_schema
 
 SMALL_LOG = {"max_slot_wal_keep_size": "2MB", "min_wal_size": "32MB", "max_wal_size": "32MB"}
+# Holds some thousand rows: a snapshot that nobody takes off it comes to a stop.
+SMALL_SPOOL = {"batch_bytes": 50_000, "spool_memory_bytes": 300_000, "spool_disk_bytes": 300_000}
 NETWORK = Network(1, 0.1, 0.1, 4)
 VITAL = (
     "INSERT INTO his.vital_sign (vital_id, mrn, pulse, measured_at)"
@@ -189,7 +192,7 @@ def test_a_store_restored_from_an_older_copy(site, meanwhile):
 def test_a_store_emptied_under_a_running_link(site):
     with Link(site.settings(), NETWORK), site.hospital() as hospital:
         hospital.execute(VITAL, [1, 1000])
-        site.drain()
+        drain_and_acknowledge(site)
         with site.store() as store:
             store.execute("DROP SCHEMA consult, sync CASCADE")
             store_schema.ensure(store)
@@ -247,20 +250,23 @@ def test_a_table_that_left_the_publication_for_a_while(site):
 
 
 def test_a_source_that_dies_in_the_middle_of_a_snapshot(site):
-    """Each time at another place; the last time the whole worker goes with it."""
+    """A full spool holds the snapshot up; the last time the whole worker goes with the source."""
+    site.write_config(limits=QUICK | SMALL_SPOOL)
     with site.hospital() as hospital:
         hospital.execute(VITAL, [1, 30_000])
-    for _ in range(2):
-        with Link(site.settings(), NETWORK):
+    for number in range(3):
+        with Link(site.settings(), NETWORK) as link:
             reached = site.progress() or START
             until(lambda reached=reached: (site.progress() or START) > reached, 60, "some rows")
+            link.hold(Lane.ROUTINE)
+            time.sleep(0.5)
             site.source_server.kill()
-            time.sleep(0.3)
             site.source_server.start()
             with site.hospital() as hospital:
-                hospital.execute("DELETE FROM his.vital_sign WHERE vital_id % 3 = 0")
-            reached = site.progress()
-            until(lambda reached=reached: site.progress() > reached, 60, "rows after it")
+                hospital.execute("DELETE FROM his.vital_sign WHERE vital_id %% 5 = %s", [number])
+            if number < 2:
+                link.release(Lane.ROUTINE)
+                until(lambda n=number: len(site.snapshots()) > n + 1, 60, "another snapshot")
     with Link(site.settings(), NETWORK):
         site.drain()
     site.prove()

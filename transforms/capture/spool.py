@@ -103,7 +103,8 @@ class Spool:
     @property
     def full(self) -> bool:
         """Whether the reader must stop until something is acknowledged."""
-        return self.memory_bytes >= self._memory_max and self.disk_bytes >= self._disk_max
+        # Disk is used only once memory was full, which hardly ever is so to the byte.
+        return self.disk_bytes >= self._disk_max
 
     @property
     def pending(self) -> int:

@@ -38,7 +38,8 @@ class Receipt:
         everything had been applied before; the counts are then zero.
       visible_us: when the commit returned, store host's injected clock, µs since 1970.
       watermark_us: newest source watermark among the batches.
-      commit_us: distinct commit times of the delivered rows, µs (int64[n]).
+      commit_us: distinct commit times of the delivered rows, µs (int64[n]); rows of a snapshot
+        have none.
       rows_per_commit: rows of each (int64[n]).
       late: rows of batches that arrived behind the watermark.
     """

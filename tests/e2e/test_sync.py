@@ -113,8 +113,7 @@ def snapshotted(site: Site) -> None:
 
 NETWORKS = {
     "sound": Network(),
-    "bad": Network(lost=0.15, repeated=0.2, waiting=6),
-    "very bad": Network(lost=0.4, repeated=0.4, waiting=20),
+    "bad": Network(lost=0.4, repeated=0.4, waiting=20),
 }
 
 
@@ -130,7 +129,7 @@ def test_traffic_arrives_whole_over_any_network(site, witness, network):
             history = History(site.hospital, {"primary": site.store}, seed)
             history.start()
             with contextlib.closing(history):
-                traffic.run(rate=400, seconds=4, emergency_share=0.2)
+                traffic.run(rate=400, seconds=3, emergency_share=0.2)
                 wrong = traffic.wrong(CAMPUS)
                 history.finish_writing()
                 site.drain()

@@ -48,16 +48,23 @@ class Preparer:
     """Turns `RawChanges` of one link into change batches; the patients under emergency are state.
 
     Args:
-      settings: the link. mapping: of its source.
+      settings: the link. mapping: of its source. silent: log nothing of what is odd.
       escalations: who is under emergency when reading starts, from the store.
     """
 
-    def __init__(self, settings: LinkSettings, mapping: CampusMapping, escalations: Escalations):
+    def __init__(
+        self,
+        settings: LinkSettings,
+        mapping: CampusMapping,
+        escalations: Escalations,
+        silent: bool = False,
+    ):
         self._settings = settings
         self._harmoniser = Harmoniser(mapping)
         self._classifier = Classifier(load_rules(settings.rules), settings.source)
         self._sealer = Sealer(settings.key_ref)
         self._escalations = escalations
+        self._silent = silent
         self._told: collections.Counter[str] = collections.Counter()
 
     def prepare(self, raw: RawChanges, begin: Position, read_us: int) -> Prepared:
@@ -96,6 +103,8 @@ class Preparer:
 
     def _tell(self, what: str, count: int) -> None:
         """Logs how often something odd was met, each time that has grown tenfold."""
+        if self._silent:
+            return
         before = self._told[what]
         self._told[what] += count
         if len(str(before)) < len(str(self._told[what])) or (count and not before):

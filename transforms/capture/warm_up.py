@@ -19,7 +19,7 @@ def warm_up(settings: LinkSettings, mapping: CampusMapping) -> None:
     A machine that runs this software for the first time compiles for some ten seconds, in
     which no sign of life could reach a source; later starts load what was compiled.
     """
-    preparer = Preparer(settings, mapping, Escalations())
+    preparer = Preparer(settings, mapping, Escalations(), silent=True)
     for name, table in mapping.tables.items():
         for raw in warm_up_decoder(name, table.needed, table.id):
             preparer.finish(preparer.prepare(raw, raw.begin, 0).routine)

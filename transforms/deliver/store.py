@@ -14,7 +14,7 @@ import pyarrow as pa
 from psycopg.conninfo import conninfo_to_dict
 
 from schemas import wire
-from schemas.batches import ChangeBatch, DeadLetter, Lane, Reject
+from schemas.batches import ChangeBatch, DeadLetter, Lane, Op, Reject
 from schemas.entities import TABLES
 from schemas.errors import ConservationBroken, SealBrokenError, StoreUnavailable
 from schemas.positions import Position
@@ -341,7 +341,9 @@ class _Delivery:
         self._outcomes[Outcome.SUPERSEDED] += compacted.superseded
         self._outcomes[Outcome.DUPLICATE] += compacted.duplicates
         commit_us = compacted.rows["_commit_us"].to_numpy()
-        self._delivered_us.append(commit_us[outcomes == Outcome.DELIVERED])
+        # When a snapshot's row was committed is not known: it has no lag.
+        live = compacted.rows["_op"].to_numpy() != Op.SNAPSHOT
+        self._delivered_us.append(commit_us[live & (outcomes == Outcome.DELIVERED)])
 
     def sweep(self, merger_of: Callable[[str], TableMerger]) -> None:
         """Makes tombstones of what a finished snapshot did not find."""

@@ -91,7 +91,12 @@ def page(report: Report, zone: datetime.tzinfo = datetime.UTC) -> str:
         lag_by_link=_lag_by_link(report),
         conservation=_by_link(report.conservation),
         completeness=_completeness(report),
-        unequal=[part for part in report.completeness if part.fill is not Fill.EQUAL],
+        # What dead letters hold is told there, once.
+        unequal=[
+            part
+            for part in report.completeness
+            if part.fill is not Fill.EQUAL and not report.complete
+        ],
         matches=_matches(report),
         unlike=[m for m in report.comparison.tables if not m.equal] if report.comparison else [],
         strangers=[m for m in report.comparison.stores if not m.equal] if report.comparison else [],

@@ -382,11 +382,3 @@ def live_reader(settings: LinkSettings) -> LinkReader:
             reader.start()
             _LIVE[settings.slot] = reader
         return reader
-
-
-def close_all() -> None:
-    """Closes every reader of this process; for tests and a clean stop."""
-    with _LIVE_LOCK:
-        for reader in _LIVE.values():
-            reader.close()
-        _LIVE.clear()

@@ -98,7 +98,7 @@ class Store:
     """One link's way into its consult store, over one connection; not thread-safe.
 
     Opens its connection when first needed and again after it broke. The session is set up in
-    one place, `_connect`: what it is to run as (a replication origin) belongs there.
+    one place, `_connected`: what it is to run as (a replication origin) belongs there.
 
     Args:
       dsn: libpq connection string of the store.

@@ -21,6 +21,7 @@ import time
 import psycopg
 
 from runners.embedded.postgres import PostgresServer
+from tests.benchmarks.cpu import cpu_by_role, spent_between
 from transforms.seal_dead_letters import make_key
 
 SETTINGS = {
@@ -142,8 +143,14 @@ class Bench:
     def drain(self, side, markers: tuple[int, int], rows: int) -> float:
         """Lets a side meet the backlog; returns rows a second between the markers."""
         side.start()
-        first, last = (wait_visible(side, marker) for marker in markers)
+        first = wait_visible(side, markers[0])
+        before = cpu_by_role()
+        last = wait_visible(side, markers[1])
+        spent = spent_between(before, cpu_by_role())
         side.stop()
+        per_row = {role: s * 1e6 / (rows * 0.9) for role, s in spent.items() if s > 0.05}
+        each = ", ".join(f"{role} {us:.1f}" for role, us in per_row.items())
+        print(f"  {side.name}: CPU us a row: {each}", file=sys.stderr, flush=True)
         return rows * 0.9 / (last - first)
 
     def live(self, side, statement: str, rate: int, seconds: int) -> list[float]:

@@ -161,6 +161,10 @@ class FlinkJobServer:
         command = [
             java,
             f"-Xmx{self._memory}",
+            # It moves bytes and waits: what a hotter compiler or collector gains is less than
+            # they take from two cores while a backlog drains.
+            "-XX:TieredStopAtLevel=1",
+            "-XX:+UseSerialGC",
             "-XX:+ExitOnOutOfMemoryError",  # Half dead is worse: the supervisor sees an exit.
             *(f"--add-opens=java.base/{package}=ALL-UNNAMED" for package in OPENED),
             "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",

@@ -108,6 +108,13 @@ def parse(flags: collections.abc.Sequence[str], **overrides: object) -> Pipeline
     return PipelineOptions(flags, **overrides)
 
 
+def one_worker(options: PipelineOptions) -> bool:
+    """Whether one process serves every stage: what it holds, each of them can have."""
+    tasks = options.view_as(pipeline_options.FlinkRunnerOptions).parallelism
+    workers = options.view_as(pipeline_options.PortableOptions).sdk_worker_parallelism
+    return tasks == 1 and workers == 1
+
+
 def known_flags() -> tuple[str, ...]:
     """Returns every flag that some view of Beam's options declares, `--name` each."""
     return tuple(sorted(flag for flag in _parser()._option_string_actions if flag[:2] == "--"))

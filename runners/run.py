@@ -30,7 +30,8 @@ def run(options: argparse.Namespace) -> int:
         print("not started; --no-check starts all the same", file=sys.stderr)
         return 1
     work_dir = beam_options.work_dir(flags, options.config.absolute().parent / "job")
-    build = functools.partial(build_sync, config, work_dir)
+    one_worker = options.runner == "flink" and beam_options.one_worker(flags)
+    build = functools.partial(build_sync, config, work_dir, one_worker)
     if options.runner == "dataflow":
         from runners.dataflow import dry_run
 
@@ -51,9 +52,11 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def build_sync(config: Config, work_dir: pathlib.Path, root: beam.Pipeline) -> None:
+def build_sync(
+    config: Config, work_dir: pathlib.Path, one_worker: bool, root: beam.Pipeline
+) -> None:
     """Wires the configured links into `root`; each call is a start of its own."""
-    links = [config.settings(link) for link in config.links()]
+    links = [config.settings(link, one_worker) for link in config.links()]
     sync.build(root, links, config.stores[PRIMARY].dsn, incarnation(work_dir))
 
 

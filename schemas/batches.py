@@ -114,6 +114,19 @@ class ManifestEntry:
 
 
 @dataclasses.dataclass(frozen=True)
+class ParkingTicket:
+    """Where a batch waits that is sent by reference: `number` in the process of `token`.
+
+    `rows` and `nbytes` are those of the batch.
+    """
+
+    token: str
+    number: int
+    rows: int
+    nbytes: int
+
+
+@dataclasses.dataclass(frozen=True)
 class ChangeBatch:
     """The Beam element: harmonised changes of one link and lane in (begin, end].
 
@@ -128,6 +141,7 @@ class ChangeBatch:
       manifest: as counted at capture, per table and window.
       escalations: opened or closed by these changes, `(patient_id, rule, lsn, seq, open)`.
       seal: SHA-256 over the rest, checked before the write.
+      ticket: of a stub, whose content waits elsewhere (transforms/parking.py).
     """
 
     link: str
@@ -145,11 +159,16 @@ class ChangeBatch:
     manifest: tuple[ManifestEntry, ...] = ()
     escalations: tuple[tuple[str, str, int, int, bool], ...] = ()
     seal: bytes = b""
+    ticket: ParkingTicket | None = None
 
     @property
     def rows(self) -> int:
+        if self.ticket is not None:
+            return self.ticket.rows
         return sum(batch.num_rows for batch in self.tables.values())
 
     @property
     def nbytes(self) -> int:
+        if self.ticket is not None:
+            return self.ticket.nbytes
         return sum(batch.nbytes for batch in self.tables.values())

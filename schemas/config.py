@@ -110,7 +110,7 @@ class Config(_Model):
         """Returns the name of a campus's own consult store, or None if it has none."""
         return source if source in self.stores else None
 
-    def settings(self, link: Link) -> LinkSettings:
+    def settings(self, link: Link, one_worker: bool = False) -> LinkSettings:
         """Returns what a worker needs for one link: references to secrets, never secrets."""
         source = self.sources[link.source]
         return LinkSettings(
@@ -125,6 +125,7 @@ class Config(_Model):
             rules=self.emergency_rules,
             key_ref=self.dead_letter_key,
             limits=LinkLimits(**self.limits.model_dump()),
+            one_worker=one_worker,
         )
 
 

@@ -42,6 +42,8 @@ class LinkSettings:
       source_dsn, store_dsn: libpq connection strings; passwords by passfile or service.
       mapping, rules: absolute paths of the campus's mapping and emergency rules files.
       key_ref: where the dead letters' key is (`file:` or `env:`).
+      one_worker: whether the process that reads the link also delivers it: batches then
+        stay in it and tickets for them travel (ADR 0011). Wrong, it only costs time.
     """
 
     name: str
@@ -55,3 +57,4 @@ class LinkSettings:
     rules: str
     key_ref: str
     limits: Limits = Limits()
+    one_worker: bool = False

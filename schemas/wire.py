@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 from apache_beam import coders
 
-from schemas.batches import ChangeBatch, DeadLetter, Lane, ManifestEntry
+from schemas.batches import ChangeBatch, DeadLetter, Lane, ManifestEntry, ParkingTicket
 from schemas.errors import SealBrokenError, WireFormatError
 from schemas.positions import Position
 
@@ -111,7 +111,7 @@ class ChangeBatchCoder(coders.Coder):
 
 def _header(batch: ChangeBatch) -> dict:
     """All but tables, sealed bytes and seal; a place is `[lsn, seq]`."""
-    return {
+    header = {
         "link": batch.link,
         "lane": batch.lane.value,
         "begin": list(batch.begin),
@@ -130,6 +130,9 @@ def _header(batch: ChangeBatch) -> dict:
             for letter in batch.dead
         ],
     }
+    if batch.ticket is not None:
+        header["ticket"] = list(dataclasses.astuple(batch.ticket))
+    return header
 
 
 _LETTER_FIELDS = tuple(f.name for f in dataclasses.fields(DeadLetter) if f.name != "sealed")
@@ -177,6 +180,7 @@ def _decode(encoded: bytes) -> ChangeBatch:
         ),
         escalations=tuple(tuple(change) for change in header.get("escalations", ())),
         seal=bytes.fromhex(header.get("seal", "")),
+        ticket=ParkingTicket(*header["ticket"]) if "ticket" in header else None,
     )
 
 

@@ -25,6 +25,7 @@ from schemas.config import Config, load
 from schemas.mappings import PACKAGED, load_mapping
 from schemas.positions import SEQ_END, Position
 from schemas.reports import comparison_to_json
+from schemas.wire import seal
 from tests.raw_changes import COMMIT_US, hospital_batch
 from transforms.capture import slots
 from transforms.capture.link_reader import LinkReader
@@ -456,7 +457,7 @@ def test_texts_that_no_store_can_hold_wait_for_a_newer_change(hospital):
             rejects=tuple(rejects),
         )
         begin = Position(lsn - 1, SEQ_END)
-        finished = preparer.finish(preparer.prepare(raw, begin, NOW_US).routine)
+        finished = seal(preparer.finish(preparer.prepare(raw, begin, NOW_US).routine))
         assert store.apply([finished], Lane.ROUTINE).counts.captured == captured
 
     undecodable = Reject(

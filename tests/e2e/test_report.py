@@ -106,7 +106,7 @@ objectives: {{emergency_p99_ms: 100}}
                 batch_rows=1000,
                 batch_bytes=1 << 20,
             ):
-                batch = preparer.finish(preparer.prepare(raw, begin, NOW_US).routine)
+                batch = seal(preparer.finish(preparer.prepare(raw, begin, NOW_US).routine))
                 receipts.append(store.apply([batch], Lane.ROUTINE))
                 begin = raw.end
         store.close()

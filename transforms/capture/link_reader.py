@@ -13,7 +13,7 @@ from schemas.errors import CampusSyncError, SourceUnavailable, StoreUnavailable
 from schemas.links import LinkSettings
 from schemas.mappings import load_mapping
 from schemas.positions import START, Position
-from schemas.wire import ChangeBatchCoder
+from schemas.wire import ChangeBatchCoder, seal
 from transforms.capture import slots
 from transforms.capture.pgoutput import PgOutputDecoder
 from transforms.capture.prepare import Preparer
@@ -24,6 +24,7 @@ from transforms.capture.snapshot import snapshot
 from transforms.capture.spool import Spool
 from transforms.capture.warm_up import warm_up
 from transforms.deliver import ledger
+from transforms.parking import HERE
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -34,7 +35,9 @@ _LEDGER_BUSY_S, _LEDGER_IDLE_S = 0.05, 0.5
 _BACKOFF_MIN_S, _BACKOFF_MAX_S = 0.2, 15.0
 # Trickling changes are gathered: a batch costs nearly the same for one row or a hundred. The
 # pause grows with what a batch costs now, so that many links share a busy machine; the first
-# change after a quiet moment never waits.
+# change after a quiet moment never waits. A source that sends so many messages at once is
+# already being gathered: pausing there would hold up the source itself.
+_TRICKLE_MESSAGES = 500
 _PAUSE_MIN_S, _PAUSE_MAX_S, _PAUSE_FACTOR = 0.005, 0.25, 10
 _EMERGENCY_CREDIT_ROWS = 50_000
 # An emergency changes threads some ten times on its way to the store, and at each change waits
@@ -142,7 +145,15 @@ class LinkReader:
         if batch.lane is Lane.ROUTINE:
             # An emergency overtakes; only the routine lane says what is behind it.
             self.watermark_us = max(self.watermark_us, batch.watermark_us)
-        return self._preparer.finish(batch)
+        return self._depart(batch)
+
+    def _depart(self, batch: ChangeBatch) -> ChangeBatch:
+        """Finishes a batch that leaves: sealed, or parked here with a stub on its way."""
+        finished = self._preparer.finish(batch)
+        sender = self._routine if batch.lane is Lane.ROUTINE else self._emergency
+        if self._settings.one_worker and not sender.doubts(batch):
+            return HERE.park(finished)
+        return seal(finished)
 
     # The log.
 
@@ -169,6 +180,8 @@ class LinkReader:
         with self._changed:
             self._spool.close()
             self._urgent_spool.close()
+        for lane in Lane:
+            HERE.clear(self._settings.name, lane)
 
     def _session(self) -> Iterator[None]:
         """Reads from one connection until it breaks; yields after each thing taken."""
@@ -276,7 +289,7 @@ class LinkReader:
                     looked_at = now
                     if self._memberships() != self._published:
                         return
-                if read.caught_up and read.payloads:
+                if read.caught_up and 0 < len(read.payloads) < _TRICKLE_MESSAGES:
                     pause_s = max(_PAUSE_MIN_S, took_s * _PAUSE_FACTOR)
                     self._stopping.wait(min(_PAUSE_MAX_S, pause_s))
 
@@ -330,6 +343,8 @@ class LinkReader:
                 with self._changed:
                     self._routine.on_store_lost()
                     self._emergency.on_store_lost()
+                for lane in Lane:
+                    HERE.clear(self._settings.name, lane)
                 self._stopping.wait(self._backoff_s(failures))
 
     def _learn(self, progress: ledger.Progress) -> None:
@@ -343,8 +358,12 @@ class LinkReader:
                 return
             self._ledger = progress
             if progress.routine is not None or self._read_to is not None:
-                self._routine.on_ledger(progress.routine or START)
-                self._emergency.on_ledger(progress.emergency or START)
+                for lane, sender, applied in (
+                    (Lane.ROUTINE, self._routine, progress.routine or START),
+                    (Lane.EMERGENCY, self._emergency, progress.emergency or START),
+                ):
+                    sender.on_ledger(applied)
+                    HERE.release(self._settings.name, lane, applied)
             self._changed.notify_all()
         self._ledger_known.set()
 

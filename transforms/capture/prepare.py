@@ -13,7 +13,6 @@ from schemas.entities import TABLES
 from schemas.links import LinkSettings
 from schemas.mappings import CampusMapping
 from schemas.positions import Position
-from schemas.wire import seal
 from transforms.checksum import digest_rows, manifest
 from transforms.classify_lanes import Classifier, Escalations
 from transforms.harmonise import Harmoniser
@@ -139,7 +138,7 @@ class Preparer:
         )
 
     def finish(self, batch: ChangeBatch) -> ChangeBatch:
-        """Returns the batch with digests, manifest and seal: ready to travel."""
+        """Returns the batch with digests and manifest, not sealed."""
         tables = {}
         entries = []
         window_us = self._settings.limits.window_s * 1_000_000
@@ -148,7 +147,7 @@ class Preparer:
             rows = rows.set_column(_DIGEST, rows.schema.field(_DIGEST), digests)
             tables[name] = rows
             entries += manifest(TABLES[name], rows, window_us)
-        return seal(dataclasses.replace(batch, tables=tables, manifest=tuple(entries)))
+        return dataclasses.replace(batch, tables=tables, manifest=tuple(entries))
 
 
 def _complete(rows: pa.RecordBatch) -> pa.RecordBatch:

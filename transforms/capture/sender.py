@@ -4,7 +4,7 @@ import collections
 from collections.abc import Callable
 
 from schemas.batches import ChangeBatch
-from schemas.positions import Position
+from schemas.positions import START, Position
 from transforms.capture.spool import Spool
 from transforms.join_batches import join_batches
 
@@ -48,6 +48,7 @@ class LaneSender:
         self._under_way_rows = 0
         self._moved_at = monotonic()
         self._store_up = True
+        self._doubted_to = START
         self.resends = 0
 
     @property
@@ -60,6 +61,10 @@ class LaneSender:
         """Whether nothing waits and nothing is under way."""
         return not self._under_way and not self._spool.pending
 
+    def doubts(self, batch: ChangeBatch) -> bool:
+        """Whether the batch, or part of it, was sent in vain: what worked before may not now."""
+        return batch.begin < self._doubted_to
+
     def add(self, batch: ChangeBatch) -> None:
         """Takes the next batch of the lane, which begins where the last one ended."""
         self._spool.append(batch)
@@ -70,6 +75,7 @@ class LaneSender:
         """Returns the batch to send now, or None while there is none or no credit for it."""
         now = self._monotonic()
         if self._under_way and now - self._moved_at >= self._resend_s:
+            self._doubted_to = self._under_way[-1][0]
             self._rewind(now)
         if not self._store_up or not self._ready(now):
             return None
@@ -103,7 +109,7 @@ class LaneSender:
             self._rewind(now)
 
     def on_store_lost(self) -> None:
-        """Learns that the store cannot be reached: nothing is sent until it can."""
+        """Learns that the store cannot be reached: nothing is sent until it can, then all again."""
         self._store_up = False
 
     def _ready(self, now: float) -> bool:

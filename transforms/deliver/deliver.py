@@ -14,6 +14,7 @@ from schemas.links import LinkSettings
 from schemas.panes import RoutinePane
 from schemas.receipts import Receipt
 from transforms.deliver.store import Store
+from transforms.parking import HERE
 from transforms.seal_dead_letters import Sealer
 
 _LOGGER = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ class _DeliverFn(beam.DoFn):
         self._lane = lane
         self._now_us = now_us
         self._store: Store | None = None
+        self._unclaimed = Metrics.counter("deliver", f"{lane}_unclaimed_batches_total")
         self._refused = Metrics.counter("deliver", f"{lane}_refused_batches_total")
         self._delivered = Metrics.counter("deliver", f"{lane}_delivered_rows_total")
         self._dead = Metrics.counter("deliver", f"{lane}_dead_letters_total")
@@ -42,6 +44,7 @@ class _DeliverFn(beam.DoFn):
             campus=self._settings.source,
             sealer=Sealer(self._settings.key_ref),
             now_us=self._now_us,
+            verify=HERE.verify,
         )
 
     def teardown(self):
@@ -49,8 +52,14 @@ class _DeliverFn(beam.DoFn):
             self._store.close()
 
     def _apply(self, batches: tuple[ChangeBatch, ...], late: int) -> Iterator[Receipt]:
+        found = [batch for stub in batches if (batch := HERE.claim(stub)) is not None]
+        # Nothing here: it was delivered already, or read by another worker. Either way the
+        # ledger tells the reader, who sends again by value what is not in it.
+        self._unclaimed.inc(len(batches) - len(found))
+        if not found:
+            return
         try:
-            receipt = self._store.apply(batches, self._lane, late=late)
+            receipt = self._store.apply(found, self._lane, late=late)
         except StoreUnavailable as error:
             self._refused.inc(len(batches))
             # The text of a StoreUnavailable names server and SQLSTATE only.

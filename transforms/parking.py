@@ -1,0 +1,82 @@
+"""Park a batch in the worker that read it, and send a ticket for it through the runner instead."""
+
+import collections
+import dataclasses
+import secrets
+import threading
+
+from schemas import wire
+from schemas.batches import ChangeBatch, Lane, ParkingTicket
+from schemas.errors import SealBrokenError
+from schemas.positions import Position
+
+
+class Parking:
+    """Batches of one process, each held from `park` until its ledger has passed it (ADR 0011).
+
+    The stub that `park` returns stands for the batch in every rule of panes and windows: it has
+    its link, lane, range, times and size. A stub that cannot be claimed is a lost batch, which
+    the reader sends again, by value. Thread-safe.
+
+    Args:
+      token: 16 random bytes that no other process has.
+    """
+
+    def __init__(self, token: bytes):
+        self._token = token
+        self._lock = threading.Lock()
+        self._number = 0
+        self._held: dict[tuple[str, Lane], collections.OrderedDict[int, ChangeBatch]] = {}
+
+    def park(self, batch: ChangeBatch) -> ChangeBatch:
+        """Keeps `batch` and returns its stub, sealed and without rows."""
+        with self._lock:
+            self._number += 1
+            number = self._number
+            held = self._held.setdefault((batch.link, batch.lane), collections.OrderedDict())
+            held[number] = dataclasses.replace(batch, seal=self._token)
+        ticket = ParkingTicket(self._token.hex(), number, batch.rows, batch.nbytes)
+        stub = dataclasses.replace(
+            batch, tables={}, dead=(), holds=(), sweeps=(), manifest=(), escalations=(),
+            ticket=ticket,
+        )  # fmt: skip
+        return wire.seal(stub)
+
+    def claim(self, batch: ChangeBatch) -> ChangeBatch | None:
+        """Returns what a stub stands for, or None: it is not held here (any more).
+
+        A batch that is no stub is returned as it is. A batch may be claimed more than once.
+        """
+        ticket = batch.ticket
+        if ticket is None:
+            return batch
+        if ticket.token != self._token.hex():
+            return None
+        with self._lock:
+            return self._held.get((batch.link, batch.lane), {}).get(ticket.number)
+
+    def release(self, link: str, lane: Lane, position: Position) -> None:
+        """Lets go of what the ledger holds: every batch that ends at or before `position`."""
+        with self._lock:
+            held = self._held.get((link, lane), {})
+            for number in [n for n, batch in held.items() if batch.end <= position]:
+                del held[number]
+
+    def clear(self, link: str, lane: Lane) -> None:
+        """Lets go of all: they will be sent again."""
+        with self._lock:
+            self._held.pop((link, lane), None)
+
+    def verify(self, batch: ChangeBatch) -> None:
+        """Checks that a batch is as it was sealed; one that never left the process is.
+
+        Raises:
+          SealBrokenError: it is not, or it is a stub.
+        """
+        if batch.ticket is not None:
+            raise SealBrokenError
+        if batch.seal != self._token:
+            wire.verify(batch)
+
+
+HERE = Parking(secrets.token_bytes(16))

@@ -44,7 +44,7 @@ HERE = pathlib.Path(__file__).parent
 
 
 class Native:
-    """CREATE SUBSCRIPTION with its defaults."""
+    """CREATE SUBSCRIPTION with its defaults; the table has the two indexes of a consult store."""
 
     name = "native"
     seen_sql = "SELECT 1 FROM lab WHERE id = %s::bigint"
@@ -52,6 +52,7 @@ class Native:
     def __init__(self, source: PostgresServer, server: PostgresServer):
         self.dsn = server.create_database("native")
         self._run(f"CREATE TABLE lab ({COLUMNS})")
+        self._run("CREATE INDEX ON lab (patient_id)")
         self._run(
             f"CREATE SUBSCRIPTION bench CONNECTION '{source.dsn('his')}' PUBLICATION bench"
             " WITH (enabled = false, create_slot = true, slot_name = 'native', copy_data = false)"

@@ -26,7 +26,7 @@ class Limits:
     spool_disk_bytes: int = 8 << 30
     gather_s: float = 0.1
     window_s: int = 60
-    early_rows: int = 40_000
+    early_rows: int = 50_000
     early_s: float = 0.5
     heartbeat_s: float = 1.0
     resend_emergency_s: float = 2.0

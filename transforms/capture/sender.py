@@ -79,6 +79,9 @@ class LaneSender:
             self._rewind(now)
         if not self._store_up or not self._ready(now):
             return None
+        credit_left = self._credit - self._under_way_rows
+        if self._under_way and credit_left < min(self._spool.pending_rows, self._gather_rows):
+            return None  # A sliver costs the runner as much as a full batch.
         parts: list[ChangeBatch] = []
         rows = 0
         while (head := self._spool.peek()) is not None:

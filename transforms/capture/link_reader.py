@@ -40,6 +40,9 @@ _BACKOFF_MIN_S, _BACKOFF_MAX_S = 0.2, 15.0
 _TRICKLE_MESSAGES = 500
 _PAUSE_MIN_S, _PAUSE_MAX_S, _PAUSE_FACTOR = 0.005, 0.25, 10
 _EMERGENCY_CREDIT_ROWS = 50_000
+# What a reader meets so long after its commit has emergencies behind it that it cannot see: the
+# routine lane waits then, and leaves it the processors until half the memory is full.
+_BEHIND_US = 250_000
 # An emergency changes threads some ten times on its way to the store, and at each change waits
 # for its turn behind whatever computes: turns are short, by Python's default they are 5 ms.
 _TURN_S = 0.0005
@@ -101,6 +104,7 @@ class LinkReader:
         self._read_to: Position | None = None
         self._urgent_to: Position | None = None
         self._asked_at = monotonic()
+        self._behind_us = 0
         self.watermark_us = 0
         self._threads = [
             threading.Thread(target=target, name=f"{name} {settings.name}", daemon=True)
@@ -133,7 +137,9 @@ class LinkReader:
         with self._changed:
             while True:
                 self._asked_at = self._monotonic()
-                batch = self._emergency.next() or self._routine.next()
+                batch = self._emergency.next()
+                if batch is None and not self._reading_first:
+                    batch = self._routine.next()
                 remaining = deadline - self._monotonic()
                 if batch is not None or remaining <= 0:
                     break
@@ -146,6 +152,12 @@ class LinkReader:
             # An emergency overtakes; only the routine lane says what is behind it.
             self.watermark_us = max(self.watermark_us, batch.watermark_us)
         return self._depart(batch)
+
+    @property
+    def _reading_first(self) -> bool:
+        if self._behind_us < _BEHIND_US:
+            return False
+        return self._spool.memory_bytes < self._settings.limits.spool_memory_bytes / 2
 
     def _depart(self, batch: ChangeBatch) -> ChangeBatch:
         """Finishes a batch that leaves: sealed, or parked here with a stub on its way."""
@@ -186,6 +198,7 @@ class LinkReader:
     def _session(self) -> Iterator[None]:
         """Reads from one connection until it breaks; yields after each thing taken."""
         settings = self._settings
+        self._behind_us = 0
         with ledger.connect(settings.store_dsn) as store:
             if self._preparer is None:
                 escalations = ledger.escalations(store, settings.source)
@@ -280,6 +293,8 @@ class LinkReader:
                     taken += decoder.flush(read.wal_end, read.server_us)
                 for raw in taken:
                     self._take(raw)
+                if taken:
+                    self._behind_us = read.sent_us - taken[-1].commit_us_max
                 took_s = self._monotonic() - now
                 stream.acknowledge(self._acknowledgeable_lsn())
                 yield

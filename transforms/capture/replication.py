@@ -63,12 +63,14 @@ class Read:
       payloads: CopyData payloads in order, for `PgOutputDecoder.feed`.
       wal_end: the source has sent every transaction committed before here; 0 if not known yet.
       server_us: the source's clock when it said so, microseconds since 1970.
+      sent_us: the source's clock when it sent the newest payload; 0 if there is none.
       caught_up: nothing more could be read without waiting.
     """
 
     payloads: list[bytes]
     wal_end: int
     server_us: int
+    sent_us: int
     caught_up: bool
 
 
@@ -92,6 +94,11 @@ def connect(dsn: str, replication: bool = False) -> psycopg.Connection:
         return psycopg.connect(make_conninfo(dsn, **more), autocommit=True)
     except psycopg.OperationalError as error:
         raise unavailable(given, error) from error
+
+
+def _sent_us(payload: bytes) -> int:
+    """Returns when XLogData left its server: its head is `w`, two LSNs and this time."""
+    return struct.unpack_from("!q", payload, 17)[0] + POSTGRES_EPOCH_US
 
 
 def unavailable(server: dict[str, typing.Any], error: psycopg.Error) -> SourceUnavailable:
@@ -250,7 +257,8 @@ class ReplicationStream:
                     raise self._no_publication()
                 now = self._monotonic()
                 if payloads or now >= deadline:
-                    return Read(payloads, self._wal_end, self._server_us, copied.drained)
+                    sent_us = _sent_us(payloads[-1]) if payloads else 0
+                    return Read(payloads, self._wal_end, self._server_us, sent_us, copied.drained)
                 self._wait(min(deadline, self._status_at + _STATUS_S) - now)
         except psycopg.OperationalError as error:
             raise unavailable(self._server, error) from error

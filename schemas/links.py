@@ -21,7 +21,7 @@ class Limits:
 
     batch_rows: int = 20_000
     batch_bytes: int = 8_000_000
-    in_flight_rows: int = 200_000
+    in_flight_rows: int = 150_000
     spool_memory_bytes: int = 192 << 20
     spool_disk_bytes: int = 8 << 30
     gather_s: float = 0.1

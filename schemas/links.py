@@ -24,10 +24,10 @@ class Limits:
     in_flight_rows: int = 150_000
     spool_memory_bytes: int = 192 << 20
     spool_disk_bytes: int = 8 << 30
-    gather_s: float = 0.1
+    gather_s: float = 0.4
     window_s: int = 60
     early_rows: int = 50_000
-    early_s: float = 0.5
+    early_s: float = 0.1
     heartbeat_s: float = 1.0
     resend_emergency_s: float = 2.0
     resend_routine_s: float = 20.0

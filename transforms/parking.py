@@ -26,6 +26,9 @@ class Parking:
         self._token = token
         self._lock = threading.Lock()
         self._number = 0
+        self._applied: collections.defaultdict[str, threading.Event] = collections.defaultdict(
+            threading.Event
+        )
         self._held: dict[tuple[str, Lane], collections.OrderedDict[int, ChangeBatch]] = {}
 
     def park(self, batch: ChangeBatch) -> ChangeBatch:
@@ -54,6 +57,11 @@ class Parking:
             return None
         with self._lock:
             return self._held.get((batch.link, batch.lane), {}).get(ticket.number)
+
+    def applied(self, link: str) -> threading.Event:
+        """Returns what is set when a batch of the link has been applied by this process."""
+        with self._lock:
+            return self._applied[link]
 
     def release(self, link: str, lane: Lane, position: Position) -> None:
         """Lets go of what the ledger holds: every batch that ends at or before `position`."""

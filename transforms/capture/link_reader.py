@@ -25,12 +25,14 @@ from transforms.capture.spool import Spool
 from transforms.capture.warm_up import warm_up
 from transforms.deliver import ledger
 from transforms.parking import HERE
+from transforms.turns import turn
 
 _LOGGER = logging.getLogger(__name__)
 
 # A reader that nobody asks for this long belongs to a job that is gone: it frees its slot.
 _ABANDONED_S = 60.0
-# The ledger is asked this often while changes are under way, and otherwise.
+# The ledger is asked this often while changes are under way, and otherwise; sooner where the
+# process that delivers is this one and tells.
 _LEDGER_BUSY_S, _LEDGER_IDLE_S = 0.05, 0.5
 _BACKOFF_MIN_S, _BACKOFF_MAX_S = 0.2, 15.0
 # Trickling changes are gathered: a batch costs nearly the same for one row or a hundred. The
@@ -71,6 +73,7 @@ class LinkReader:
         self._changed = threading.Condition()
         self._stopping = threading.Event()
         self._ledger_known = threading.Event()
+        self._applied = HERE.applied(settings.name)
         self._spool = Spool(
             limits.spool_memory_bytes, limits.spool_disk_bytes, coder.encode, coder.decode
         )
@@ -123,6 +126,7 @@ class LinkReader:
     def close(self) -> None:
         """Stops both threads and frees the slot."""
         self._stopping.set()
+        self._applied.set()
         for thread in self._threads:
             if thread is not threading.current_thread() and thread.is_alive():
                 thread.join()
@@ -161,7 +165,8 @@ class LinkReader:
 
     def _depart(self, batch: ChangeBatch) -> ChangeBatch:
         """Finishes a batch that leaves: sealed, or parked here with a stub on its way."""
-        finished = self._preparer.finish(batch)
+        with turn(batch.rows):
+            finished = self._preparer.finish(batch)
         sender = self._routine if batch.lane is Lane.ROUTINE else self._emergency
         if self._settings.one_worker and not sender.doubts(batch):
             return HERE.park(finished)
@@ -284,9 +289,10 @@ class LinkReader:
             while not self._stopping.is_set():
                 read = stream.read(limits.batch_bytes, timeout_s=0.25)
                 now = self._monotonic()
-                taken = decoder.feed(read.payloads)
-                if read.caught_up:
-                    taken += decoder.flush()
+                with turn(len(read.payloads)):
+                    taken = decoder.feed(read.payloads)
+                    if read.caught_up:
+                        taken += decoder.flush()
                 if read.caught_up and not read.payloads and now - beat_at >= limits.heartbeat_s:
                     # An idle source moves its ledger, watermark and slot too (trap 1).
                     beat_at = now
@@ -315,7 +321,8 @@ class LinkReader:
 
     def _take(self, raw: RawChanges) -> None:
         """Prepares one stretch and queues it in both lanes."""
-        prepared = self._preparer.prepare(raw, self._read_to, self._now_us())
+        with turn(raw.captured):
+            prepared = self._preparer.prepare(raw, self._read_to, self._now_us())
         with self._changed:
             waiting = self._spool.rows_of(set(prepared.opened)) if prepared.opened else {}
             urgent = self._preparer.emergency(prepared, self._urgent_to, waiting)
@@ -350,8 +357,7 @@ class LinkReader:
                     while not self._stopping.is_set():
                         self._learn(ledger.read(store, self._settings.name))
                         failures = 0
-                        busy = self._routine.under_way_rows or self._emergency.under_way_rows
-                        self._stopping.wait(_LEDGER_BUSY_S if busy else _LEDGER_IDLE_S)
+                        self._wait_for_ledger()
             except (StoreUnavailable, psycopg.Error) as error:
                 failures += 1
                 _LOGGER.warning("link %s: %s", self._settings.name, _place(error))
@@ -361,6 +367,14 @@ class LinkReader:
                 for lane in Lane:
                     HERE.clear(self._settings.name, lane)
                 self._stopping.wait(self._backoff_s(failures))
+
+    def _wait_for_ledger(self) -> None:
+        busy = self._routine.under_way_rows or self._emergency.under_way_rows
+        if busy:
+            self._stopping.wait(_LEDGER_BUSY_S)
+        if not busy or self._settings.one_worker:
+            self._applied.wait(_LEDGER_IDLE_S)
+        self._applied.clear()
 
     def _learn(self, progress: ledger.Progress) -> None:
         with self._changed:

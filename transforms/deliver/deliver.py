@@ -65,6 +65,7 @@ class _DeliverFn(beam.DoFn):
             # The text of a StoreUnavailable names server and SQLSTATE only.
             _LOGGER.warning("link %s: %s", self._settings.name, error)
             return
+        HERE.applied(self._settings.name).set()
         if receipt.applied:
             self._delivered.inc(receipt.counts.delivered)
             self._dead.inc(receipt.counts.dead)

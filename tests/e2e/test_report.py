@@ -26,6 +26,7 @@ from schemas.mappings import load_mapping
 from schemas.positions import START, Position
 from schemas.receipts import Counts, Receipt
 from schemas.reports import ONE_SIDED, Fill, Health, State, comparison_to_json, to_csv, to_json
+from schemas.wire import seal
 from transforms.capture import slots
 from transforms.capture.prepare import Preparer
 from transforms.capture.snapshot import snapshot

@@ -1,0 +1,275 @@
+"""A Kafka broker of our own, made in a directory and gone with it."""
+
+import collections.abc
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from runners.embedded.binaries import ServerError, locked
+from runners.embedded.ports import free_ports
+from runners.embedded.process_tree import ProcessId, identify, kill_tree, send, wait_gone
+from runners.embedded.progress import Progress, SlowStep, show_progress
+from runners.jars import fetch_jars, read_lock
+
+HOST = "127.0.0.1"
+LOCK_FILE = pathlib.Path(__file__).parents[1] / "kafka.lock"
+_CLUSTER = "Y2FtcHVzLXN5bmMtdGVzdA"  # A cluster's id is 16 bytes in base64; ours says what it is.
+_POLL_S = 0.05
+_HEAP = ("-Xms64m", "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
+_SETTINGS: dict[str, str | int] = {
+    "process.roles": "broker,controller",
+    "node.id": 1,
+    "controller.listener.names": "CONTROLLER",
+    "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+    "auto.create.topics.enable": "false",
+    # One broker holds the only copy of everything.
+    "offsets.topic.replication.factor": 1,
+    "offsets.topic.num.partitions": 1,
+    "transaction.state.log.replication.factor": 1,
+    "transaction.state.log.min.isr": 1,
+    "transaction.state.log.num.partitions": 1,
+    "share.coordinator.state.topic.replication.factor": 1,
+    "share.coordinator.state.topic.min.isr": 1,
+    "group.initial.rebalance.delay.ms": 0,
+    # A killed broker's own earlier life must first be given up by its controller.
+    "broker.heartbeat.interval.ms": 500,
+    "broker.session.timeout.ms": 2500,
+}
+
+
+class KafkaServer:
+    """A Kafka broker and its controller in one process (KRaft), with its data in a directory.
+
+    ::
+
+        with KafkaServer("/tmp/x/kafka") as server:
+            server.create_topic("campus")
+            stream = EventStream(server.bootstrap, "campus", START)
+            server.kill()      # SIGKILL.
+            server.start()     # Recovers; same port, same data.
+
+    It listens on 127.0.0.1 only, for anyone on this machine: it is for invented data. It
+    outlives this process until `stop()`; another process with the same directory can take it
+    over. All methods may be called again without harm. Needs Java 17 or later.
+
+    Args:
+      directory: made if missing; must be empty or of an earlier broker.
+      port: TCP port; 0 for one that is free, kept over restarts.
+      settings: the broker's, over the defaults here; read again at every start.
+      progress: called with one line a second where a step takes longer than two.
+    """
+
+    def __init__(
+        self,
+        directory: str | pathlib.Path,
+        port: int = 0,
+        settings: collections.abc.Mapping[str, str | int] | None = None,
+        progress: Progress = show_progress,
+    ):
+        self.directory = pathlib.Path(directory).absolute()
+        self.settings = dict(settings or {})
+        self._wanted_port = port
+        self._progress = progress
+        self._process: subprocess.Popen | None = None
+
+    def __enter__(self) -> "KafkaServer":
+        return self.start()
+
+    def __exit__(self, *_) -> None:
+        self.stop()
+
+    @property
+    def log(self) -> pathlib.Path:
+        """What the broker wrote of warnings; never a record's content."""
+        return self.directory / "server.log"
+
+    @property
+    def port(self) -> int:
+        """The broker's port.
+
+        Raises:
+          ServerError: it was never started.
+        """
+        if "port" not in self._state():
+            raise ServerError(f"{self.directory}: was never started. Remedy: `start()` it.")
+        return self._state()["port"]
+
+    @property
+    def bootstrap(self) -> str:
+        """What clients connect to, `host:port`."""
+        return f"{HOST}:{self.port}"
+
+    @property
+    def process(self) -> ProcessId | None:
+        """The broker's process; None while it is down."""
+        if self._process is not None:
+            self._process.poll()  # Buries it, if it was ours and is dead.
+        found = self._state().get("process")
+        process = ProcessId(*found) if found else None
+        return process if process is not None and process.alive else None
+
+    @property
+    def running(self) -> bool:
+        """Whether the process lives; it may still be recovering, see `wait_ready`."""
+        return self.process is not None
+
+    def start(self, timeout_s: float = 120.0) -> "KafkaServer":
+        """Starts the broker, made first where there is none; returns when it answers.
+
+        Raises:
+          ServerError: it cannot be made or started. JarsError: its libraries cannot be fetched.
+        """
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with locked(self.directory / "server.lock"):
+            if not self.running:
+                self._spawn()
+            self.wait_ready(timeout_s)
+        return self
+
+    def wait_ready(self, timeout_s: float = 120.0) -> None:
+        """Returns when the broker answers.
+
+        Raises:
+          ServerError: it ended, or does not answer after `timeout_s`.
+        """
+        began = time.monotonic()
+        tell, what = SlowStep(self._progress), f"{self.directory.name}: Kafka is starting"
+        while not self._answers():
+            if not self.running:
+                raise ServerError(f"{self.directory}: Kafka ended. Remedy: see {self.log}.")
+            if time.monotonic() - began > timeout_s:
+                raise ServerError(
+                    f"{self.directory}: Kafka is not ready after {timeout_s:.0f} s. "
+                    f"Remedy: see {self.log}."
+                )
+            tell(what)
+            time.sleep(_POLL_S)
+
+    def stop(self, timeout_s: float = 20.0) -> None:
+        """Stops the broker, by force after `timeout_s`, and returns when it is gone."""
+        process = self.process
+        if process is not None:
+            send(process, signal.SIGCONT)
+            send(process, signal.SIGTERM)
+            if not wait_gone([process], timeout_s):
+                kill_tree(process)
+        if self._process is not None:
+            self._process.wait()
+
+    def kill(self) -> None:
+        """Kills the broker with SIGKILL; returns when it is gone."""
+        process = self.process
+        if process is not None:
+            kill_tree(process)
+        if self._process is not None:
+            self._process.wait()
+
+    def admin(self) -> AdminClient:
+        """Returns a new client for the broker's own matters."""
+        return AdminClient({"bootstrap.servers": self.bootstrap, "log_level": 0})
+
+    def create_topic(
+        self, name: str, partitions: int = 1, settings: dict[str, str] | None = None
+    ) -> None:
+        """Creates a topic and returns when it has a leader.
+
+        Raises:
+          KafkaException: there is one already.
+        """
+        admin = self.admin()
+        topic = NewTopic(name, partitions, 1, config=settings or {})
+        admin.create_topics([topic])[name].result(timeout=30)
+        until = time.monotonic() + 30
+        while time.monotonic() < until:
+            found = admin.list_topics(name, timeout=10).topics[name].partitions
+            if len(found) == partitions and all(p.leader >= 0 for p in found.values()):
+                return
+            time.sleep(_POLL_S)
+        raise ServerError(f"{self.directory}: topic {name} gets no leader. Remedy: see {self.log}.")
+
+    def delete_topic(self, name: str) -> None:
+        """Deletes a topic and returns when it is gone."""
+        admin = self.admin()
+        admin.delete_topics([name])[name].result(timeout=30)
+        while name in admin.list_topics(timeout=10).topics:
+            time.sleep(_POLL_S)
+
+    def _state(self) -> dict:
+        with contextlib.suppress(FileNotFoundError):
+            return json.loads((self.directory / "server.json").read_text())
+        return {}
+
+    def _note(self, **changes) -> None:
+        new = self.directory / "server.json.new"
+        new.write_text(json.dumps(self._state() | changes) + "\n")
+        new.replace(self.directory / "server.json")
+
+    def _spawn(self) -> None:
+        java, jars = _java(), fetch_jars(jars=read_lock(LOCK_FILE), progress=_show)
+        ports = free_ports(HOST, bytes(self.directory))
+        port = self._state().get("port") or self._wanted_port or next(ports)
+        controller = next(candidate for candidate in ports if candidate != port)
+        config = self._write_settings(port, controller)
+        command = [java, *_HEAP, "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"]
+        command += ["-cp", os.pathsep.join(map(str, jars))]
+        with self.log.open("ab") as log:
+            if not (self.directory / "data" / "meta.properties").exists():
+                tool = ["kafka.tools.StorageTool", "format", "-t", _CLUSTER, "-c", str(config)]
+                done = subprocess.run([*command, *tool], stdout=log, stderr=log, check=False)
+                if done.returncode:
+                    raise ServerError(
+                        f"{self.directory}: Kafka's storage cannot be made. Remedy: see {self.log}."
+                    )
+            self._process = subprocess.Popen(
+                [*command, "kafka.Kafka", str(config)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=self.directory,
+                start_new_session=True,
+            )
+        self._note(port=port, process=identify(self._process.pid))
+
+    def _write_settings(self, port: int, controller: int) -> pathlib.Path:
+        settings = {
+            **_SETTINGS,
+            **self.settings,
+            "listeners": f"PLAINTEXT://{HOST}:{port},CONTROLLER://{HOST}:{controller}",
+            "advertised.listeners": f"PLAINTEXT://{HOST}:{port}",
+            "controller.quorum.voters": f"1@{HOST}:{controller}",
+            "log.dirs": str(self.directory / "data"),
+        }
+        path = self.directory / "server.properties"
+        path.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
+        return path
+
+    def _answers(self) -> bool:
+        # The client speaks of every refused connection on stderr: ask it once there is one.
+        try:
+            socket.create_connection((HOST, self.port), 1).close()
+            return bool(self.admin().list_topics(timeout=2).brokers)
+        except (OSError, KafkaException):
+            return False
+
+
+def _java() -> str:
+    home = os.environ.get("JAVA_HOME")
+    found = shutil.which(f"{home}/bin/java") if home else shutil.which("java")
+    if found is None:
+        raise ServerError("No Java was found. Remedy: install Java 17, or set JAVA_HOME.")
+    return found
+
+
+def _show(done: int, of: int, nbytes: int, total: int) -> None:
+    text = f"Fetching Kafka: {done}/{of} files, {nbytes >> 20}/{total >> 20} MiB"
+    print(text, file=sys.stderr, flush=True)

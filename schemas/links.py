@@ -38,7 +38,9 @@ class LinkSettings:
     """Everything a worker needs to serve one link; holds references to secrets, never secrets.
 
     Attributes:
-      name: `source>store`. slot: its replication slot.
+      name: `source>store`. slot: its replication slot, or what stands for one.
+      source_kind: `postgresql`, `mariadb` (MySQL too) or `debezium`.
+      source_options: JSON of what only one kind has.
       source_dsn, store_dsn: libpq connection strings; passwords by passfile or service.
       mapping, rules: absolute paths of the campus's mapping and emergency rules files.
       key_ref: where the dead letters' key is (`file:` or `env:`).
@@ -58,3 +60,5 @@ class LinkSettings:
     key_ref: str
     limits: Limits = Limits()
     one_worker: bool = False
+    source_kind: str = "postgresql"
+    source_options: str = ""

@@ -14,13 +14,11 @@ from schemas.links import LinkSettings
 from schemas.mappings import load_mapping
 from schemas.positions import START, Position
 from schemas.wire import ChangeBatchCoder, seal
-from transforms.capture import slots
-from transforms.capture.pgoutput import PgOutputDecoder
 from transforms.capture.prepare import Preparer
-from transforms.capture.replication import ReplicationStream, SlotInvalidated, SlotMissing
 from transforms.capture.resume import Known, refuse_rewound, snapshot_reason
 from transforms.capture.sender import LaneSender
-from transforms.capture.snapshot import snapshot
+from transforms.capture.slots import SlotState
+from transforms.capture.source_log import GapFound, LogStream, source_log
 from transforms.capture.spool import Spool
 from transforms.capture.warm_up import warm_up
 from transforms.deliver import ledger
@@ -37,9 +35,7 @@ _LEDGER_BUSY_S, _LEDGER_IDLE_S = 0.05, 0.5
 _BACKOFF_MIN_S, _BACKOFF_MAX_S = 0.2, 15.0
 # Trickling changes are gathered: a batch costs nearly the same for one row or a hundred. The
 # pause grows with what a batch costs now, so that many links share a busy machine; the first
-# change after a quiet moment never waits. A source that sends so many messages at once is
-# already being gathered: pausing there would hold up the source itself.
-_TRICKLE_MESSAGES = 500
+# change after a quiet moment never waits.
 _PAUSE_MIN_S, _PAUSE_MAX_S, _PAUSE_FACTOR = 0.005, 0.25, 10
 _EMERGENCY_CREDIT_ROWS = 50_000
 # What a reader meets so long after its commit has emergencies behind it that it cannot see: the
@@ -100,7 +96,7 @@ class LinkReader:
         self._ledger = ledger.Progress(None, None)
         self._preparer: Preparer | None = None
         self._mapping = load_mapping(settings.mapping)
-        self._keys = {name: table.id for name, table in self._mapping.tables.items()}
+        self._log = source_log(settings, self._mapping, now_us, monotonic)
         self._joined = False
         self._confirmed_lsn = 0
         self._published: dict[str, str] = {}
@@ -182,7 +178,7 @@ class LinkReader:
                 if self._ledger_known.is_set():
                     for _taken in self._session():
                         failures = 0
-            except (SlotMissing, SlotInvalidated) as error:
+            except GapFound as error:
                 self._joined = False
                 _LOGGER.warning("link %s: %s", self._settings.name, error)
             except (SourceUnavailable, StoreUnavailable, psycopg.Error) as error:
@@ -209,14 +205,13 @@ class LinkReader:
                 escalations = ledger.escalations(store, settings.source)
                 warm_up(settings, self._mapping)
                 self._preparer = Preparer(settings, self._mapping, escalations)
-            slots.ensure_publication_covers(
-                settings.source_dsn, settings.publication, self._mapping.tables
-            )
-            state = slots.state(settings.source_dsn, settings.slot)
+            self._log.require_covered()
+            applied = self._read_to if self._joined else self._ledger.routine
+            state = self._log.state(applied)
             if self._joined:
                 # It may have come back as an older copy of itself.
                 refuse_rewound(self._read_to, state.log_end_lsn)
-            published = self._memberships()
+            published = self._log.memberships()
             if published != self._published:
                 self._joined = False
             if not self._joined:
@@ -224,12 +219,8 @@ class LinkReader:
         self._joined, self._published = True, published
         yield from self._stream()
 
-    def _memberships(self) -> dict[str, str]:
-        settings = self._settings
-        return slots.memberships(settings.source_dsn, settings.publication, self._mapping.tables)
-
     def _join(
-        self, store: psycopg.Connection, state: slots.SlotState, published: dict[str, str]
+        self, store: psycopg.Connection, state: SlotState, published: dict[str, str]
     ) -> Iterator[None]:
         """Finds where the stream goes on; fills a gap in the log by a snapshot first."""
         settings = self._settings
@@ -245,7 +236,8 @@ class LinkReader:
                 confirmed_lsn=state.confirmed_lsn,
                 log_end_lsn=state.log_end_lsn,
                 new_tables=not published.items() <= ledger.published(store, settings.name).items()
-                or not self._mapping.tables.keys() <= ledger.read_tables(store, settings.name),
+                or self._log.sweeps_all
+                and not self._mapping.tables.keys() <= ledger.read_tables(store, settings.name),
             )
         )
         with self._changed:
@@ -256,22 +248,12 @@ class LinkReader:
         if reason is None:
             return
         _LOGGER.warning("link %s: snapshot, reason %s", settings.name, reason)
-        if state.exists:
-            slots.drop(settings.source_dsn, settings.slot)
-        with slots.create(settings.source_dsn, settings.slot) as created:
-            self._confirmed_lsn = created.lsn + 1
+        with self._log.create(self._read_to) as point:
+            self._confirmed_lsn = point.lsn + 1
             with store.transaction():
-                ledger.begin_snapshot(store, settings.name, created.lsn, str(reason))
+                ledger.begin_snapshot(store, settings.name, point.lsn, str(reason))
                 ledger.note_published(store, settings.name, published)
-            for raw in snapshot(
-                settings.source_dsn,
-                created,
-                tuple(self._mapping.tables),
-                batch_rows=settings.limits.batch_rows,
-                batch_bytes=settings.limits.batch_bytes,
-                keys=self._keys,
-                publication=settings.publication,
-            ):
+            for raw in self._log.snapshot(point):
                 self._take(raw)
                 yield
                 self._wait_for_room()
@@ -279,28 +261,15 @@ class LinkReader:
                     return
 
     def _stream(self) -> Iterator[None]:
-        settings, limits = self._settings, self._settings.limits
-        decoder = PgOutputDecoder(limits.batch_rows, limits.batch_bytes, self._read_to, self._keys)
-        beat_at = looked_at = self._monotonic()
-        start_lsn = self._acknowledgeable_lsn()
-        with ReplicationStream(
-            settings.source_dsn, settings.slot, settings.publication, start_lsn
-        ) as stream:
+        looked_at = self._monotonic()
+        with self._log.open(self._read_to, self._acknowledgeable_lsn()) as stream:
             while not self._stopping.is_set():
-                read = stream.read(limits.batch_bytes, timeout_s=0.25)
+                reading = stream.read(timeout_s=0.25)
                 now = self._monotonic()
-                with turn(len(read.payloads)):
-                    taken = decoder.feed(read.payloads)
-                    if read.caught_up:
-                        taken += decoder.flush()
-                if read.caught_up and not read.payloads and now - beat_at >= limits.heartbeat_s:
-                    # An idle source moves its ledger, watermark and slot too (trap 1).
-                    beat_at = now
-                    taken += decoder.flush(read.wal_end, read.server_us)
-                for raw in taken:
+                for raw in reading.taken:
                     self._take(raw)
-                if taken:
-                    self._behind_us = read.sent_us - taken[-1].commit_us_max
+                if reading.taken or reading.caught_up:
+                    self._behind_us = reading.behind_us
                 took_s = self._monotonic() - now
                 stream.acknowledge(self._acknowledgeable_lsn())
                 yield
@@ -308,9 +277,9 @@ class LinkReader:
                 self._wait_for_room(stream)
                 if now - looked_at >= _LOOK_AT_PUBLICATION_S:
                     looked_at = now
-                    if self._memberships() != self._published:
+                    if self._log.memberships() != self._published:
                         return
-                if read.caught_up and 0 < len(read.payloads) < _TRICKLE_MESSAGES:
+                if reading.trickle:
                     pause_s = max(_PAUSE_MIN_S, took_s * _PAUSE_FACTOR)
                     self._stopping.wait(min(_PAUSE_MAX_S, pause_s))
 
@@ -335,7 +304,7 @@ class LinkReader:
             self._read_to = raw.end
             self._changed.notify_all()
 
-    def _wait_for_room(self, stream: ReplicationStream | None = None) -> None:
+    def _wait_for_room(self, stream: LogStream | None = None) -> None:
         while self._spool.full and not self._stopping.is_set():
             if stream is not None:
                 stream.keep_alive()

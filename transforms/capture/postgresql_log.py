@@ -1,0 +1,113 @@
+"""A PostgreSQL source as a link's reader uses it: one slot of pgoutput."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+from schemas.batches import RawChanges
+from schemas.links import LinkSettings
+from schemas.mappings import CampusMapping
+from schemas.positions import Position
+from transforms.capture import slots
+from transforms.capture.pgoutput import PgOutputDecoder
+from transforms.capture.replication import ReplicationStream, SlotInvalidated, SlotMissing
+from transforms.capture.slots import CreatedSlot, SlotState
+from transforms.capture.snapshot import snapshot
+from transforms.capture.source_log import GapFound, Reading
+from transforms.turns import turn
+
+# A source that sends so many messages at once gathers them itself: a pause would hold it up.
+_TRICKLE_MESSAGES = 500
+
+
+class PostgresqlLog:
+    """`SourceLog` over a logical replication slot of the link's own (ADR 0003)."""
+
+    sweeps_all = True
+
+    def __init__(
+        self, settings: LinkSettings, mapping: CampusMapping, monotonic: Callable[[], float]
+    ):
+        self._settings, self._monotonic = settings, monotonic
+        self._keys = {name: table.id for name, table in mapping.tables.items()}
+
+    def require_covered(self) -> None:
+        settings = self._settings
+        slots.ensure_publication_covers(settings.source_dsn, settings.publication, self._keys)
+
+    def state(self, applied: Position | None) -> SlotState:
+        return slots.state(self._settings.source_dsn, self._settings.slot)
+
+    def memberships(self) -> dict[str, str]:
+        settings = self._settings
+        return slots.memberships(settings.source_dsn, settings.publication, self._keys)
+
+    @contextlib.contextmanager
+    def create(self, after: Position) -> Iterator[CreatedSlot]:
+        dsn, slot = self._settings.source_dsn, self._settings.slot
+        slots.drop(dsn, slot)
+        with slots.create(dsn, slot) as created:
+            yield created
+
+    def snapshot(self, point: CreatedSlot) -> Iterator[RawChanges]:
+        settings = self._settings
+        return snapshot(
+            settings.source_dsn,
+            point,
+            tuple(self._keys),
+            batch_rows=settings.limits.batch_rows,
+            batch_bytes=settings.limits.batch_bytes,
+            keys=self._keys,
+            publication=settings.publication,
+        )
+
+    def open(self, start: Position, acknowledged_lsn: int) -> "_Stream":
+        return _Stream(self._settings, self._keys, start, acknowledged_lsn, self._monotonic)
+
+
+class _Stream:
+    def __init__(self, settings: LinkSettings, keys, start: Position, acknowledged: int, monotonic):
+        limits = settings.limits
+        self._limits, self._monotonic = limits, monotonic
+        self._decoder = PgOutputDecoder(limits.batch_rows, limits.batch_bytes, start, keys)
+        self._beat_at = monotonic()
+        with _gaps():
+            self._stream = ReplicationStream(
+                settings.source_dsn, settings.slot, settings.publication, acknowledged
+            )
+
+    def __enter__(self) -> "_Stream":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stream.close()
+
+    def read(self, timeout_s: float) -> Reading:
+        with _gaps():
+            read = self._stream.read(self._limits.batch_bytes, timeout_s)
+        now = self._monotonic()
+        with turn(len(read.payloads)):
+            taken = self._decoder.feed(read.payloads)
+            if read.caught_up:
+                taken += self._decoder.flush()
+            beat = now - self._beat_at >= self._limits.heartbeat_s
+            if read.caught_up and not read.payloads and beat:
+                # An idle source moves its ledger, watermark and slot too (trap 1).
+                self._beat_at = now
+                taken += self._decoder.flush(read.wal_end, read.server_us)
+        trickle = read.caught_up and 0 < len(read.payloads) < _TRICKLE_MESSAGES
+        behind_us = read.sent_us - taken[-1].commit_us_max if taken and read.payloads else 0
+        return Reading(taken, read.caught_up, trickle, behind_us)
+
+    def acknowledge(self, lsn: int) -> None:
+        self._stream.acknowledge(lsn)
+
+    def keep_alive(self) -> None:
+        self._stream.keep_alive()
+
+
+@contextlib.contextmanager
+def _gaps() -> Iterator[None]:
+    try:
+        yield
+    except (SlotMissing, SlotInvalidated) as error:
+        raise GapFound(str(error)) from error

@@ -1,0 +1,127 @@
+"""What a link's reader asks of a source's log, whatever kind of database it is."""
+
+import contextlib
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from schemas.batches import RawChanges
+from schemas.errors import CampusSyncError
+from schemas.links import LinkSettings
+from schemas.mappings import CampusMapping
+from schemas.positions import Position
+from transforms.capture.slots import SlotState
+
+
+class GapFound(CampusSyncError):
+    """The log no longer holds what comes next: the reader joins anew, by a snapshot."""
+
+
+class Reading(typing.NamedTuple):
+    """What one `LogStream.read` found.
+
+    Attributes:
+      taken: complete stretches of the log, each joining on to the one before.
+      caught_up: nothing more could be read without waiting.
+      trickle: so little came that waiting a moment for more costs less than it saves.
+      behind_us: how long before it was read the newest of it was committed.
+    """
+
+    taken: list[RawChanges]
+    caught_up: bool
+    trickle: bool = False
+    behind_us: int = 0
+
+
+class LogStream(typing.Protocol):
+    """The changes behind a position; not thread-safe. A context manager that ends it."""
+
+    def __enter__(self) -> typing.Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def read(self, timeout_s: float) -> Reading:
+        """Returns what has come; waits only for the first. An idle source gives heartbeats.
+
+        Raises:
+          SourceUnavailable: the connection is lost. GapFound: see there.
+        """
+        ...
+
+    def acknowledge(self, lsn: int) -> None:
+        """Tells the source that everything committed before `lsn` is applied."""
+        ...
+
+    def keep_alive(self) -> None:
+        """To be called every few seconds while nothing is read."""
+        ...
+
+
+class SnapshotPoint(typing.Protocol):
+    """A consistent view of the source: all before `lsn`, nothing after it."""
+
+    @property
+    def lsn(self) -> int: ...
+
+
+class SourceLog(typing.Protocol):
+    """One link's source.
+
+    Attributes:
+      sweeps_all: whether a snapshot ends with a sweep of every mapped table.
+    """
+
+    sweeps_all: bool
+
+    def require_covered(self) -> None:
+        """Makes sure that all mapped tables are in the log.
+
+        Raises:
+          CampusSyncError: they are not, with the remedy.
+        """
+        ...
+
+    def state(self, applied: Position | None) -> SlotState:
+        """Returns the log as it is now, for a reader that has come to `applied`."""
+        ...
+
+    def memberships(self) -> dict[str, str]:
+        """Returns a text for each mapped table in the log: equal while none of it was missed."""
+        ...
+
+    def create(self, after: Position) -> contextlib.AbstractContextManager[SnapshotPoint]:
+        """Yields a view later than `after`, from which on the log can be read."""
+        ...
+
+    def snapshot(self, point: typing.Any) -> Iterator[RawChanges]:
+        """Yields every row of the mapped tables at the point of an open `create`."""
+        ...
+
+    def open(self, start: Position, acknowledged_lsn: int) -> LogStream:
+        """Opens the changes behind `start`; those before `acknowledged_lsn` are all applied."""
+        ...
+
+
+Keys = Mapping[str, Sequence[str]]
+
+
+def source_log(
+    settings: LinkSettings,
+    mapping: CampusMapping,
+    now_us: Callable[[], int],
+    monotonic: Callable[[], float],
+) -> SourceLog:
+    """Returns the log of a link's source, by its kind; libraries are loaded as needed."""
+    match settings.source_kind:
+        case "postgresql":
+            from transforms.capture.postgresql_log import PostgresqlLog
+
+            return PostgresqlLog(settings, mapping, monotonic)
+        case "mariadb":
+            from transforms.capture.mariadb_log import MariadbLog
+
+            return MariadbLog(settings, mapping, now_us, monotonic)
+        case "debezium":
+            from transforms.capture.debezium_log import DebeziumLog
+
+            return DebeziumLog(settings, mapping, now_us, monotonic)
+    raise ValueError(f"source kind {settings.source_kind}")

@@ -2,9 +2,11 @@
 
 import dataclasses
 import functools
+import json
 import pathlib
 import re
 import typing
+import urllib.parse
 
 import psycopg
 import pydantic
@@ -35,15 +37,43 @@ class _Model(pydantic.BaseModel):
 class Source(_Model):
     """A campus's database that is read; its name is the campus.
 
-    `mapping` names a packaged mapping or a file; `load` makes it an absolute path.
+    `mapping` names a packaged mapping or a file; `load` makes it an absolute path. `publication`
+    is PostgreSQL's. `hints` (table to column to encoding) and `kafka` (its client's options) are
+    of a topic of Debezium events, `kafka://host:port/topic`.
     """
 
-    kind: typing.Literal["postgresql"]
-    dsn: Dsn
+    kind: typing.Literal["postgresql", "mariadb", "debezium"]
+    dsn: str
     mapping: str
+    hints: dict[str, dict[str, str]] = {}
+    kafka: dict[str, str] = {}
     publication: typing.Annotated[
         str, pydantic.StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_$]{0,62}$")
     ] = "campus_sync"
+
+    @pydantic.field_validator("dsn")
+    @classmethod
+    def _check_dsn(cls, text: str, info: pydantic.ValidationInfo) -> str:
+        kind = info.data.get("kind", "postgresql")
+        return _checked_dsn(text) if kind == "postgresql" else _checked_url(text, kind)
+
+    @pydantic.field_validator("kafka")
+    @classmethod
+    def _check_kafka(cls, options: dict[str, str]) -> dict[str, str]:
+        secret = next((key for key in options if re.search("password|secret|token", key)), None)
+        if secret is not None:
+            raise ValueError(
+                f"holds a secret, `{secret}`, and this file is not secret | authenticate by a "
+                "client certificate: `ssl.certificate.location`, `ssl.key.location`."
+            )
+        return options
+
+    @property
+    def options(self) -> str:
+        """What only its kind has, as `LinkSettings.source_options`."""
+        if self.kind != "debezium":
+            return ""
+        return json.dumps({"hints": self.hints, "kafka": self.kafka}, sort_keys=True)
 
 
 class Store(_Model):
@@ -126,6 +156,8 @@ class Config(_Model):
             key_ref=self.dead_letter_key,
             limits=LinkLimits(**self.limits.model_dump()),
             one_worker=one_worker,
+            source_kind=source.kind,
+            source_options=source.options,
         )
 
 
@@ -152,6 +184,9 @@ def load(path: str | pathlib.Path) -> Config:
 
 def redact(dsn: str) -> str:
     """Returns where a connection string leads, fit for a log: never a password in it."""
+    if "://" in dsn and not dsn.startswith("postgres"):
+        url = urllib.parse.urlsplit(dsn)
+        return f"{url.netloc.rpartition('@')[2]}{url.path}"
     parts = _parse(dsn)
     if parts is None:
         return "(unreadable connection string)"
@@ -190,6 +225,32 @@ def _checked_dsn(text: str) -> str:
             "holds a password, and this file and the pipeline are not secret | put "
             "`host:port:database:user:password` into a file of mode 0600 and add "
             "`?passfile=FILE` to the string, or use PGPASSFILE or a pg_service.conf service."
+        )
+    return text
+
+
+_URLS = {
+    "mariadb": (("mariadb", "mysql"), "mariadb://user@host:3306/database?password_file=FILE"),
+    "debezium": (("kafka",), "kafka://host:9092/topic"),
+}
+
+
+_URL_FILES = ("password_file", "ssl_ca")
+
+
+def _checked_url(text: str, kind: str) -> str:
+    schemes, form = _URLS[kind]
+    try:
+        parts = urllib.parse.urlsplit(text)
+        password = parts.password
+    except ValueError:  # Its text may quote a part of a password.
+        raise ValueError(f"cannot be read | write `{form}`.") from None
+    if parts.scheme not in schemes or not parts.netloc or not parts.path.strip("/"):
+        raise ValueError(f"is not the address of a {kind} source | write `{form}`.")
+    if password:
+        raise ValueError(
+            "holds a password, and this file and the pipeline are not secret | put it alone into "
+            f"a file of mode 0600: `{form}`."
         )
     return text
 
@@ -243,6 +304,11 @@ def _check_databases(config: Config, note) -> None:
     seen: dict[tuple, str] = {}
     for kind in ("sources", "stores"):
         for name, end in getattr(config, kind).items():
+            if getattr(end, "kind", "postgresql") != "postgresql":
+                if other := seen.get(redact(end.dsn)):
+                    note((kind, name, "dsn"), f"is what {other} reads too", "give each its own.")
+                seen[redact(end.dsn)] = f"{kind}.{name}"
+                continue
             parts = _parse(end.dsn) or {}
             if parts.get("service"):
                 continue
@@ -282,6 +348,14 @@ def _resolve(config: Config, folder: pathlib.Path, note) -> Config:
             note(place, f"`{value}` is neither packaged nor a file", suggest(value, known))
         return str(path)
 
+    def url(text: str) -> str:
+        parts = urllib.parse.urlsplit(text)
+        query = [
+            (key, str(folder / pathlib.Path(value).expanduser()) if key in _URL_FILES else value)
+            for key, value in urllib.parse.parse_qsl(parts.query)
+        ]
+        return parts._replace(query=urllib.parse.urlencode(query)).geturl()
+
     def dsn(text: str) -> str:
         parts = _parse(text) or {}
         files = {
@@ -295,7 +369,7 @@ def _resolve(config: Config, folder: pathlib.Path, note) -> Config:
         name: source.model_copy(
             update={
                 "mapping": packaged(("sources", name, "mapping"), source.mapping, "mappings"),
-                "dsn": dsn(source.dsn),
+                "dsn": (dsn if source.kind == "postgresql" else url)(source.dsn),
             }
         )
         for name, source in config.sources.items()

@@ -236,8 +236,10 @@ class LinkReader:
                 confirmed_lsn=state.confirmed_lsn,
                 log_end_lsn=state.log_end_lsn,
                 new_tables=not published.items() <= ledger.published(store, settings.name).items()
-                or self._log.sweeps_all
-                and not self._mapping.tables.keys() <= ledger.read_tables(store, settings.name),
+                or (
+                    self._log.sweeps_all
+                    and not self._mapping.tables.keys() <= ledger.read_tables(store, settings.name)
+                ),
             )
         )
         with self._changed:

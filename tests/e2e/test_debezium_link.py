@@ -1,0 +1,159 @@
+"""A campus seen through Debezium: from a real Kafka into a real store, over restarts and gaps."""
+
+import pathlib
+
+import psycopg
+import pytest
+import yaml
+from confluent_kafka import Producer, TopicPartition
+
+from runners.embedded.kafka import KafkaServer
+from runners.run import prepare_stores
+from schemas.config import load
+from schemas.links import LinkSettings
+from tests.debezium_events import load as recorded
+from tests.faults.harness import QUICK, Link, Network, until
+from transforms.seal_dead_letters import make_key
+
+MAPPING = """\
+version: 1
+description: An Oracle's patients, by LogMiner and Debezium
+zone: +08:00
+code_lists:
+  sex: {codes: {男: 1, 女: 2, M: 1, F: 2}}
+  abo: {codes: {A: A, B: B, O: O, AB: AB}}
+tables:
+  LAB.PAT_MASTER_INDEX:
+    table: patient
+    id: PATIENT_ID
+    columns:
+      patient_id: PATIENT_ID
+      name: NAME
+      sex: {from: SEX, codes: sex}
+      birth_date: {from: DATE_OF_BIRTH, formats: ['%Y-%m-%dT%H:%M:%S', '%Y-%m-%d %H:%M:%S']}
+      id_no: ID_NO
+      abo: {from: BLOOD_TYPE, codes: abo}
+    absent: [allergies, phone, rh, updated_at]
+    ignore: [INP_NO]
+"""
+# What tests/debezium_made_up.py tells of these patients: three in the snapshot, one renamed, one
+# whose key changes, two added.
+PATIENTS = ["P000000", "P000002", "P000013", "P000014", "P900001"]
+
+
+@pytest.fixture(scope="module")
+def kafka(tmp_path_factory):
+    with KafkaServer(tmp_path_factory.mktemp("kafka") / "server") as server:
+        yield server
+
+
+@pytest.fixture
+def campus(kafka, database, tmp_path, request):
+    topic = "".join(c if c.isalnum() else "-" for c in request.node.name)
+    kafka.create_topic(topic)
+    return Campus(kafka, database, tmp_path, topic)
+
+
+class Campus:
+    """A topic, the store that it feeds, and the link between them."""
+
+    def __init__(self, kafka: KafkaServer, store: str, folder: pathlib.Path, topic: str):
+        self.kafka, self.store, self.topic = kafka, store, topic
+        make_key(folder / "key")
+        (folder / "campus_c.yaml").write_text(MAPPING, encoding="utf-8")
+        content = {
+            "version": 1,
+            "sources": {
+                "west": {
+                    "kind": "debezium",
+                    "dsn": f"kafka://{kafka.bootstrap}/{topic}",
+                    "mapping": "campus_c.yaml",
+                    # What an event without a schema does not tell.
+                    "hints": {"LAB.PAT_MASTER_INDEX": {"DATE_OF_BIRTH": "millis"}},
+                }
+            },
+            "stores": {"primary": {"dsn": store}},
+            "dead_letter_key": "file:key",
+            "limits": QUICK,
+        }
+        (folder / "campuses.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+        self.config = load(folder / "campuses.yaml")
+        prepare_stores(self.config)
+
+    @property
+    def settings(self) -> LinkSettings:
+        (link,) = self.config.links()
+        return self.config.settings(link)
+
+    def put(self, records) -> None:
+        producer = Producer({"bootstrap.servers": self.kafka.bootstrap, "acks": "all"})
+        for record in records:
+            headers = list(record.headers)
+            producer.produce(self.topic, record.value, record.key, headers=headers, partition=0)
+        assert producer.flush(30) == 0
+
+    def forget_before(self, offset: int) -> None:
+        admin, place = self.kafka.admin(), TopicPartition(self.topic, 0, offset)
+        admin.delete_records([place])[place].result(30)
+
+    def ask(self, query: str) -> list[tuple]:
+        with psycopg.connect(self.store) as connection:
+            return connection.execute(query).fetchall()
+
+    def patients(self) -> list[str]:
+        query = "SELECT record_id FROM consult.patient WHERE NOT deleted ORDER BY 1"
+        return [row[0] for row in self.ask(query)]
+
+    def reached(self) -> int:
+        query = "SELECT lsn FROM sync.progress WHERE lane = 'routine'"
+        return next((row[0] for row in self.ask(query)), 0)
+
+    def follow(self, offset: int, network: Network | None = None) -> None:
+        """Runs the link until everything before `offset` is applied."""
+        with Link(self.settings, network or Network()):
+            until(lambda: self.reached() >= offset, 60, lambda: str(self.ask(_PROGRESS)))
+
+
+_PROGRESS = "SELECT lane, lsn, captured, delivered, dead FROM sync.progress"
+
+
+@pytest.mark.parametrize("name", ["oracle", "oracle_plain"])
+def test_the_store_has_what_the_events_tell(campus, name):
+    records = recorded(name)
+    campus.put(records)
+    campus.follow(len(records), Network(1, lost=0.2, repeated=0.2, waiting=4))
+    assert campus.patients() == PATIENTS
+    (name, sex, born) = campus.ask(
+        "SELECT name, sex, birth_date IS NOT NULL FROM consult.patient WHERE record_id = 'P000000'"
+    )[0]
+    assert (name, born) == ("改名", True)
+    assert sex in ("1", "2")
+    assert campus.ask("SELECT count(*) FROM sync.dead_letter") == [(0,)]
+    (counts,) = campus.ask(
+        "SELECT captured, delivered + duplicates + superseded + held + dead FROM sync.progress"
+        " WHERE lane = 'routine'"
+    )
+    assert counts[0] == counts[1] > 0
+
+
+def test_goes_on_where_the_ledger_stands(campus):
+    records = recorded("oracle")
+    for end in (5, 9, len(records)):
+        campus.put(records[campus.reached() : end])
+        campus.follow(end)
+    assert campus.patients() == PATIENTS
+    assert len(campus.ask("SELECT FROM sync.snapshot")) == 1
+
+
+def test_a_gap_is_filled_by_the_next_snapshot_in_the_topic(campus):
+    """Retention deletes what was not read yet; the connector's new snapshot holds it."""
+    records = recorded("oracle")
+    campus.put(records[:9])
+    campus.follow(9)
+    campus.put(records[9:])
+    campus.put(records[:9])  # The connector reads all tables again.
+    campus.forget_before(len(records))
+    campus.follow(len(records) + 9)
+    assert campus.patients() == ["P000000", "P000001", "P000002"]
+    reasons = campus.ask("SELECT reason FROM sync.snapshot ORDER BY lsn")
+    assert reasons == [("first",), ("slot_invalidated",)]

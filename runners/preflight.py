@@ -15,6 +15,7 @@ import typing
 import psycopg
 from psycopg import sql
 
+from runners.preflight_logs import check_log
 from schemas.config import PRIMARY, Config, Link, redact
 from schemas.emergency_rules import load_rules
 from schemas.errors import ConfigError
@@ -300,6 +301,10 @@ def _check_source(
     found = _Findings(f"source {name}")
     source = config.sources[name]
     server = None
+    if source.kind != "postgresql":
+        for fault in check_log(source.kind, source.dsn, source.options, name, mapping):
+            (found.error if fault.fatal else found.warning)(fault.what, fault.remedy)
+        return found, None
     try:
         with _connect(source.dsn, options=f"-c statement_timeout={_STATEMENT_MS}") as connection:
             _check_clock(connection, found, wall_clock)

@@ -1,10 +1,11 @@
-"""The Java libraries of the Flink engine: fetched once, checked against a lock, kept in a cache."""
+"""Jars that we run, from Maven: fetched once, checked against a lock, kept in a cache."""
 
 import collections.abc
 import concurrent.futures
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import hashlib
 import logging
 import os
@@ -21,6 +22,7 @@ from apache_beam.utils.subprocess_server import JavaJarServer
 from schemas.errors import CampusSyncError
 
 LOCK_FILE = pathlib.Path(__file__).with_name("flink.lock")
+MARIADB_LOCK_FILE = LOCK_FILE.with_name("mariadb.lock")
 REPOSITORY_VARIABLE = "CAMPUS_SYNC_MAVEN_REPOSITORY"
 CACHE_VARIABLE = "CAMPUS_SYNC_JAR_CACHE"
 _THREADS = 8
@@ -99,6 +101,7 @@ def fetch_jars(
     cache: pathlib.Path | None = None,
     jars: tuple[Jar, ...] | None = None,
     progress: Progress | None = None,
+    what: str = "Flink",
 ) -> tuple[pathlib.Path, ...]:
     """Returns the paths of all jars, each checked against its SHA-256 just now.
 
@@ -113,6 +116,7 @@ def fetch_jars(
       jars: by default those of `flink.lock`.
       progress: called about once a second, with files and bytes done and in all, once
         the work has taken two seconds; by default it writes a line to stderr.
+      what: the jars' name in that line.
 
     Raises:
       JarsError: a jar could not be fetched, or its content is not what the lock says.
@@ -127,7 +131,7 @@ def fetch_jars(
         if missing:
             with _only_process(cache), _quiet_beam():
                 missing = _missing(missing, cache, pool)  # Another process may have been first.
-                _fetch(missing, repository, cache, pool, progress or _show)
+                _fetch(missing, repository, cache, pool, progress or functools.partial(_show, what))
     return tuple(cache / jar.file_name for jar in jars)
 
 
@@ -257,10 +261,10 @@ def _quiet_beam() -> typing.Iterator[None]:
         socket.setdefaulttimeout(timeout)
 
 
-def _show(done: int, of: int, nbytes: int, total: int) -> None:
+def _show(what: str, done: int, of: int, nbytes: int, total: int) -> None:
     end = "\r" if sys.stderr.isatty() and done < of else "\n"
     print(
-        f"Fetching Flink: {done}/{of} files, {nbytes >> 20}/{total >> 20} MiB",
+        f"Fetching {what}: {done}/{of} files, {nbytes >> 20}/{total >> 20} MiB",
         end=end,
         file=sys.stderr,
         flush=True,

@@ -1,0 +1,1 @@
+"""Read MariaDB and MySQL: row binlog to columns, snapshots, and what preflight asks."""

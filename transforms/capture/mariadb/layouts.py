@@ -1,0 +1,36 @@
+"""Choose the columns of a source table that its changes carry: the same in log and snapshot."""
+
+from collections.abc import Collection, Sequence
+
+from transforms.capture.columns import COLUMNS_MAX, Layout, TooManyColumns
+from transforms.capture.pgoutput import KeyUnknown
+
+
+def table_layout(
+    name: str, columns: Sequence[str], key: Sequence[str], wanted: Collection[str] | None
+) -> Layout:
+    """Returns the layout of a table.
+
+    Args:
+      columns: the source's, in its order.
+      key: those that identify a row. wanted: those that are carried beside the key; None: all.
+
+    Raises:
+      KeyUnknown: the table lacks a column of the key, or has no key.
+      TooManyColumns: more columns are wanted than can be carried.
+    """
+    lacking = sorted(set(key) - set(columns))
+    if lacking or not key:
+        raise KeyUnknown(
+            f"table {name} has no {', '.join(lacking) or 'primary key'}: correct the mapping."
+        )
+    if wanted is not None:
+        carried = {*wanted, *key}
+        columns = [column for column in columns if column in carried]
+    if len(columns) > COLUMNS_MAX:
+        raise TooManyColumns(
+            f"table {name} has {len(columns)} columns, {COLUMNS_MAX} can be read: map those that "
+            "are needed."
+        )
+    places = tuple(columns.index(column) for column in key)
+    return Layout(name, tuple(columns), places, places)

@@ -12,10 +12,19 @@ import psycopg
 from schemas.batches import DeadLetter
 from schemas.clocks import monotonic_s
 from schemas.config import PRIMARY, Config, Link
-from schemas.errors import ConfigError, DeadLetterDamagedError
+from schemas.errors import ConfigError, DeadLetterDamagedError, SourceUnavailable
 from schemas.positions import Position
 from schemas.reports import Comparison, StoresMatch, TableMatch
-from transforms.row_sets import BUCKETS, Rows, SourceSide, StoreSide, Sums, concat, hash_id
+from transforms.row_sets import (
+    BUCKETS,
+    MariadbSide,
+    Rows,
+    SourceSide,
+    StoreSide,
+    Sums,
+    concat,
+    hash_id,
+)
 from transforms.seal_dead_letters import Sealer
 
 SETTLE_S = 15.0
@@ -35,7 +44,6 @@ SELECT letter_id, src_table, lsn, seq, ascii(op::text),
 FROM sync.dead_letter WHERE link = %s AND state = 'open'"""
 _HOLDS = """\
 SELECT src_table, max(lsn) FROM sync.hold WHERE link = %s AND state = 'open' GROUP BY 1"""
-_LOG_END = "SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,9 +167,13 @@ class _Compare:
         self._settle_s = settle_s
         self._monotonic = monotonic
         self._sources = {
-            name: SourceSide(name, source.dsn, source.mapping)
+            name: (MariadbSide if source.kind == "mariadb" else SourceSide)(
+                name, source.dsn, source.mapping
+            )
             for name, source in config.sources.items()
         }
+        # Only a connector sees the database behind a topic: its stores are compared alone.
+        self._unseen = {name for name, s in config.sources.items() if s.kind == "debezium"}
         self._stores = {name: StoreSide(name, store.dsn) for name, store in config.stores.items()}
         self._down: dict[str, str] = {}
         self._behind: set[str] = set()
@@ -175,7 +187,7 @@ class _Compare:
         for link in self._config.links():
             try:
                 matches += self._match_link(link, sources, stores)
-            except psycopg.Error as error:
+            except (psycopg.Error, SourceUnavailable) as error:
                 self._down[f"link {link.name}"] = _reason(error)
         pairs = list(self._match_stores(stores, matches))
         return Comparison(
@@ -198,12 +210,12 @@ class _Compare:
         stores: dict[tuple, StoreSums] = {}
 
         def sum_source(side: SourceSide) -> None:
-            with side.connect() as conn:
-                for table in side.tables:
-                    sums = Sums()
-                    for rows in self._counted(side.rows(conn, table)):
+            for table in side.tables:
+                sums = Sums()
+                with side.reading() as reading:
+                    for rows in self._counted(reading.rows(table)):
                         sums.add(rows.hashes, rows.words)
-                    sources[side.campus, table] = sums
+                sources[side.campus, table] = sums
 
         def sum_store(side: StoreSide) -> None:
             with side.connect() as conn:
@@ -215,13 +227,17 @@ class _Compare:
                         key = (side.name, link.source, table)
                         stores[key] = _sum_store(rows, followed[link.source], self._show_keys)
 
-        ends = [(f"source {name}", sum_source, side) for name, side in self._sources.items()]
+        ends = [
+            (f"source {name}", sum_source, side)
+            for name, side in self._sources.items()
+            if name not in self._unseen
+        ]
         ends += [(f"store {name}", sum_store, side) for name, side in self._stores.items()]
         with concurrent.futures.ThreadPoolExecutor(len(ends), "compare") as pool:
             for end, future in [(end, pool.submit(work, side)) for end, work, side in ends]:
                 try:
                     future.result()
-                except psycopg.Error as error:
+                except (psycopg.Error, SourceUnavailable) as error:
                     self._down[end] = _reason(error)
         return sources, stores
 
@@ -326,18 +342,12 @@ class _Compare:
             return concat([part for part in parts if len(part)])
 
         source, store = self._sources[link.source], self._stores[link.store]
-        with source.connect() as conn:
-            # What commits after this may or may not be in the source's rows; what has committed
-            # by the second asking covers all of them.
-            (read_lsn,) = conn.execute(_LOG_END).fetchone()
-            with conn.transaction():
-                conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-                (covered_lsn,) = conn.execute(_LOG_END).fetchone()
-                mine = pick(source.rows(conn, table))
+        with source.reading() as reading:
+            mine = pick(reading.rows(table))
         with store.connect() as conn:
-            self._wait(conn, link.name, covered_lsn)
+            self._wait(conn, link.name, reading.covered_lsn)
             theirs = pick(store.rows(conn, link.source, table))
-        return differences(mine, theirs, read_lsn, excuses)
+        return differences(mine, theirs, reading.read_lsn, excuses)
 
     def _wait(self, conn: psycopg.Connection, link: str, lsn: int) -> None:
         """Waits until the link's ledger has reached `lsn`; a link that did not is not waited for
@@ -427,6 +437,6 @@ def _others(rows: Rows, places: np.ndarray) -> Rows:
     return rows.where(mask)
 
 
-def _reason(error: psycopg.Error) -> str:
+def _reason(error: Exception) -> str:
     """Returns what may be shown of an error: class and SQLSTATE, never its text."""
-    return f"{type(error).__name__} {error.sqlstate or ''}".strip()
+    return f"{type(error).__name__} {getattr(error, 'sqlstate', None) or ''}".strip()

@@ -1,7 +1,8 @@
 """Sets of rows for comparing: read from a source or a store, digested, summed by buckets."""
 
+import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numba as nb
 import numpy as np
@@ -94,6 +95,10 @@ def concat(parts: list[Rows]) -> Rows:
     return Rows(*numbers, *texts)
 
 
+_MARIADB_ROWS, _MARIADB_BYTES = 50_000, 16 << 20
+_LOG_END = "SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint"
+
+
 class Sums:
     """A set of rows by buckets of its ids: counts and sums of digests, independent of order."""
 
@@ -120,6 +125,21 @@ class Sums:
         return np.flatnonzero(~same)
 
 
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """A consistent view of a source.
+
+    Attributes:
+      read_lsn: all that was committed before it is in the view.
+      covered_lsn: a store whose ledger is here has all of the view.
+      rows: yields a canonical table's rows as the source has them; soft-deleted ones not.
+    """
+
+    read_lsn: int
+    covered_lsn: int
+    rows: Callable[[str], Iterator[Rows]]
+
+
 class SourceSide:
     """One campus's source, read through its mapping.
 
@@ -136,12 +156,23 @@ class SourceSide:
         self.tables = tuple(dict.fromkeys(part.table for part in self._mapping.tables.values()))
         self.refused: dict[str, set[int]] = {}
 
-    def connect(self) -> psycopg.Connection:
-        """Returns a read-only autocommit connection, for a `with`."""
-        return _connect(self._dsn)
+    @contextlib.contextmanager
+    def reading(self) -> Iterator["Reading"]:
+        """Yields one consistent view of the source.
 
-    def rows(self, conn: psycopg.Connection, table: str) -> Iterator[Rows]:
-        """Yields the rows of a canonical table as the source has them; soft-deleted ones not."""
+        Raises:
+          psycopg.Error: of the connection.
+        """
+        with _connect(self._dsn) as conn:
+            # What commits after this may or may not be in the source's rows; what has committed
+            # by the second asking covers all of them.
+            (read_lsn,) = conn.execute(_LOG_END).fetchone()
+            with conn.transaction():
+                conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+                (covered_lsn,) = conn.execute(_LOG_END).fetchone()
+                yield Reading(read_lsn, covered_lsn, lambda table: self._rows(conn, table))
+
+    def _rows(self, conn: psycopg.Connection, table: str) -> Iterator[Rows]:
         for name, part in self._mapping.tables.items():
             if part.table == table:
                 columns = [
@@ -174,6 +205,9 @@ class SourceSide:
         arrays, names = [*meta.values(), *batch.columns], [*meta, *batch.schema.names]
         changes = {name: pa.RecordBatch.from_arrays(arrays, names=names)}
         raw = RawChanges(Position(0, 0), Position(0, SEQ_END), n, 0, changes)
+        return self._canonical(table, raw)
+
+    def _canonical(self, table: Table, raw: RawChanges) -> Rows:
         harmonised = self._harmoniser.apply(raw)
         for reject in harmonised.rejects:
             if (found := self.id_of(reject)) is not None:
@@ -259,6 +293,36 @@ def words_of(digests: pa.Array) -> np.ndarray:
     if digests.null_count:
         words = np.where(digests.is_valid().to_numpy(zero_copy_only=False)[:, None], words, 0)
     return words
+
+
+class MariadbSide(SourceSide):
+    """The same of a MariaDB or MySQL source, by the snapshot that a link starts with."""
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[Reading]:
+        """Yields one consistent view of the source.
+
+        Raises:
+          CampusSyncError: it cannot be read.
+        """
+        from transforms.capture.mariadb.snapshot import consistent_point, snapshot
+
+        def rows(table: str) -> Iterator[Rows]:
+            parts = {n: p for n, p in self._mapping.tables.items() if p.table == table}
+            for name, part in parts.items():
+                for raw in snapshot(
+                    point,
+                    (name,),
+                    batch_rows=_MARIADB_ROWS,
+                    batch_bytes=_MARIADB_BYTES,
+                    keys={name: part.id},
+                    columns={name: part.needed},
+                ):
+                    if raw.tables:
+                        yield self._canonical(TABLES[table], raw)
+
+        with consistent_point(self._dsn) as point:
+            yield Reading(point.lsn, point.lsn, rows)
 
 
 def _connect(dsn: str) -> psycopg.Connection:

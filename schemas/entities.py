@@ -8,6 +8,14 @@ _BOOL, _DATE, _TIME = Kind.BOOL, Kind.DATE, Kind.TIME
 _PATIENT_ID = Column("patient_id", _TEXT, "The campus's patient number (MRN).", level=4)
 _VISIT_NO = Column("visit_no", _TEXT, "The campus's visit number.", level=4)
 _UPDATED_AT = Column("updated_at", _TIME, "When the source last changed the row.")
+# Harmonising fills these two itself, at every campus; see docs/adr/0014.
+_PARENT_REF = Column(
+    "parent_ref", _TEXT, "Row of the campus that leads to the patient: table and id.", level=4
+)
+_REMARKS = Column(
+    "remarks", _TEXT, "What could not be settled: a line each, with the text as written.", level=4
+)
+OWN_COLUMNS = (_PARENT_REF.name, _REMARKS.name)
 
 PATIENT = Table(
     "patient",
@@ -23,6 +31,7 @@ PATIENT = Table(
         Column("rh", _TEXT, "RhD: + or -."),
         Column("allergies", _TEXT, "Allergies as free text."),
         _UPDATED_AT,
+        _REMARKS,
     ),
     standard="FHIR Patient; HL7 v2 PID",
 )
@@ -42,6 +51,8 @@ VISIT = Table(
         Column("started_at", _TIME, "Arrival."),
         Column("ended_at", _TIME, "Departure."),
         _UPDATED_AT,
+        _PARENT_REF,
+        _REMARKS,
     ),
     event_time="started_at",
     standard="FHIR Encounter; HL7 v2 PV1",
@@ -60,6 +71,8 @@ ORDER = Table(
         Column("ordered_by", _TEXT, "Staff number."),
         Column("ordered_at", _TIME, "When."),
         _UPDATED_AT,
+        _PARENT_REF,
+        _REMARKS,
     ),
     event_time="ordered_at",
     standard="FHIR ServiceRequest; HL7 v2 ORC/OBR, TQ1-9",
@@ -73,8 +86,8 @@ LAB_RESULT = Table(
         _VISIT_NO,
         Column("item_code", _TEXT, "LOINC of item and unit.", standard="LOINC"),
         Column("item_name", _TEXT, "Name at the campus."),
-        Column("value", _DECIMAL, "Value in `unit`; null where it is text."),
-        Column("value_text", _TEXT, "Value as text, where it is not a number."),
+        Column("value", _DECIMAL, "Value in `unit`, or its bound; null where it is text."),
+        Column("value_text", _TEXT, "Value as text, where it is not a plain number."),
         Column("unit", _TEXT, "Unit after normalisation.", standard="UCUM"),
         Column("raw_value", _TEXT, "Value as the campus wrote it."),
         Column("raw_unit", _TEXT, "Unit as the campus wrote it."),
@@ -86,6 +99,9 @@ LAB_RESULT = Table(
         Column("collected_at", _TIME, "Specimen taken."),
         Column("reported_at", _TIME, "Reported."),
         _UPDATED_AT,
+        Column("comparator", _TEXT, "<, <=, >= or > where `value` is a bound."),
+        _PARENT_REF,
+        _REMARKS,
     ),
     event_time="reported_at",
     standard="FHIR Observation; HL7 v2 OBX; WS 445.4",
@@ -106,6 +122,8 @@ VITAL_SIGN = Table(
         Column("gcs", _INT, "Glasgow coma scale.", min=3, max=15),
         Column("measured_at", _TIME, "When."),
         Column("device", _TEXT, "Device."),
+        _PARENT_REF,
+        _REMARKS,
     ),
     event_time="measured_at",
     standard="FHIR Observation (vital-signs)",
@@ -124,6 +142,8 @@ DIAGNOSIS = Table(
         Column("diagnosed_by", _TEXT, "Staff number."),
         Column("diagnosed_at", _TIME, "When."),
         _UPDATED_AT,
+        _PARENT_REF,
+        _REMARKS,
     ),
     event_time="diagnosed_at",
     standard="FHIR Condition; HL7 v2 DG1",
@@ -148,6 +168,8 @@ PRESCRIPTION = Table(
         Column("prescribed_by", _TEXT, "Staff number."),
         Column("prescribed_at", _TIME, "When."),
         _UPDATED_AT,
+        _PARENT_REF,
+        _REMARKS,
     ),
     event_time="prescribed_at",
     standard="FHIR MedicationRequest; HL7 v2 RXE; WS/T 500.4",
@@ -167,6 +189,8 @@ EMR_DOCUMENT = Table(
         Column("content", _TEXT, "The text.", level=5),
         Column("written_at", _TIME, "When."),
         _UPDATED_AT,
+        _PARENT_REF,
+        _REMARKS,
     ),
     event_time="written_at",
     level=5,
@@ -190,10 +214,89 @@ CONSULTATION = Table(
         Column("arrived_at", _TIME, "When at the bedside."),
         Column("answered_at", _TIME, "When answered."),
         _UPDATED_AT,
+        _PARENT_REF,
+        _REMARKS,
     ),
     event_time="requested_at",
     level=5,
     standard="FHIR ServiceRequest and Task; HL7 v2 REF^I12",
+)
+
+LAB_REPORT = Table(
+    "lab_report",
+    "A laboratory report: what its results have in common.",
+    (
+        _PATIENT_ID,
+        _VISIT_NO,
+        Column("name", _TEXT, "What was examined, as a whole."),
+        Column("specimen", _TEXT, "Specimen."),
+        Column("status", _TEXT, "preliminary, final or corrected."),
+        Column("priority", _TEXT, "routine or stat.", standard="request-priority"),
+        Column("ordered_by", _TEXT, "Staff number."),
+        Column("collected_at", _TIME, "Specimen taken."),
+        Column("reported_at", _TIME, "Reported."),
+        _UPDATED_AT,
+        _PARENT_REF,
+        _REMARKS,
+    ),
+    event_time="reported_at",
+    standard="FHIR DiagnosticReport; HL7 v2 OBR; WS/T 500.7",
+)
+
+ALLERGY = Table(
+    "allergy",
+    "Something that a patient does not bear.",
+    (
+        _PATIENT_ID,
+        Column("substance", _TEXT, "To what."),
+        Column("reaction", _TEXT, "What happens."),
+        Column("severity", _TEXT, "mild, moderate or severe.", standard="reaction-event-severity"),
+        Column("verification", _TEXT, "confirmed, unconfirmed or refuted."),
+        Column("recorded_by", _TEXT, "Staff number."),
+        Column("recorded_at", _TIME, "When."),
+        _UPDATED_AT,
+        _PARENT_REF,
+        _REMARKS,
+    ),
+    event_time="recorded_at",
+    standard="FHIR AllergyIntolerance; HL7 v2 AL1; DE05.01.022",
+)
+
+# Nobody's record. The column that every row is followed by is there all the same.
+_NO_PATIENT = Column("patient_id", _TEXT, "Always null.", level=1)
+
+STAFF = Table(
+    "staff",
+    "Who works at the campus: the staff numbers of all other tables.",
+    (
+        _NO_PATIENT,
+        Column("staff_no", _TEXT, "Staff number.", level=2),
+        Column("name", _TEXT, "Name."),
+        Column("title", _TEXT, "Professional title.", level=2),
+        Column("role", _TEXT, "doctor, nurse, technician or other.", level=2),
+        Column("department", _TEXT, "Department's code.", level=2),
+        Column("status", _TEXT, "active or left.", level=2),
+        _UPDATED_AT,
+        _REMARKS,
+    ),
+    level=3,
+    standard="FHIR Practitioner and PractitionerRole; HL7 v2 STF; WS 364",
+)
+
+DEPARTMENT = Table(
+    "department",
+    "A department of the campus.",
+    (
+        _NO_PATIENT,
+        Column("code", _TEXT, "The campus's code.", level=1),
+        Column("name", _TEXT, "Name.", level=1),
+        Column("kind", _TEXT, "clinical, technical or other.", level=1),
+        Column("status", _TEXT, "active or closed.", level=1),
+        _UPDATED_AT,
+        _REMARKS,
+    ),
+    level=1,
+    standard="FHIR Organization; HL7 v2 MFN",
 )
 
 TABLES: dict[str, Table] = {
@@ -208,5 +311,9 @@ TABLES: dict[str, Table] = {
         PRESCRIPTION,
         EMR_DOCUMENT,
         CONSULTATION,
+        LAB_REPORT,
+        ALLERGY,
+        STAFF,
+        DEPARTMENT,
     )
 }

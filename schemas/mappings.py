@@ -10,21 +10,19 @@ import pydantic
 import yaml
 
 from schemas.entities import TABLES
-from schemas.tables import Kind, Table
+from schemas.mapping_faults import Faults, check_source, check_units
+from schemas.tables import Table
 from schemas.yaml_lines import (
-    LineOf,
-    Problem,
-    dotted,
     load_yaml,
     model_problems,
     problems_error,
-    suggest,
 )
 
 PACKAGED = pathlib.Path(__file__).parent / "mappings"
 MEASUREMENT_COLUMNS = (
     "item_code",
     "value",
+    "comparator",
     "value_text",
     "unit",
     "raw_value",
@@ -34,29 +32,6 @@ MEASUREMENT_COLUMNS = (
 )
 _ZONE = re.compile(r"[+-](0\d|1[0-5]):[0-5]\d")
 _FORMAT = re.compile(r"([^%]|%[YmdHMSfz%])+")
-_FACTOR_DIGITS_MAX = 9  # Times a value of 9 digits it still fits 64 bits.
-
-
-class Refusal(typing.NamedTuple):
-    """Quantities that no factor turns into each other.
-
-    Attributes:
-      items: LOINCs of one analyte: no rule leads from one of them to another one.
-      units: the units between which no rule leads for any of these items.
-      because: what differs, for the error.
-    """
-
-    items: tuple[str, ...]
-    units: tuple[str, ...]
-    because: str
-
-
-# Never to be converted, whatever a file says: a file can add to these, not take away.
-REFUSALS = (
-    Refusal(("32673-6", "13969-1"), ("U/L", "µg/L", "ng/mL"), "CK-MB activity is not its mass"),
-    Refusal(("10835-7", "43583-4"), ("mg/L", "mg/dL", "nmol/L"), "Lp(a) mass varies by isoform"),
-    Refusal(("48065-7", "48066-5"), (), "D-dimer FEU and DDU differ by method, about twofold"),
-)
 
 
 def _one_or_more(value: typing.Any) -> typing.Any:
@@ -65,6 +40,10 @@ def _one_or_more(value: typing.Any) -> typing.Any:
 
 def _many(value: typing.Any) -> typing.Any:
     return tuple(value) if isinstance(value, list) else value
+
+
+def _one_deleted_when(value: typing.Any) -> typing.Any:
+    return (value,) if isinstance(value, dict) else _many(value)
 
 
 def _short_column(value: typing.Any) -> typing.Any:
@@ -85,6 +64,7 @@ Zone = typing.Annotated[str, _checked(_ZONE, "is not a zone | write +HH:MM, e.g.
 Format = typing.Annotated[
     str, _checked(_FORMAT, "is not a format | use %Y %m %d %H %M %S %f %z only.")
 ]
+Invalid = typing.Literal["refuse", "note"]
 Number = typing.Annotated[decimal.Decimal, pydantic.Field(strict=False, gt=0, allow_inf_nan=False)]
 
 
@@ -181,6 +161,8 @@ class ColumnRule(_Model):
       text: normal form: `trim`, `upper`, `lower`, or `icd10` (upper case, dot after the third).
       formats: of a date or time, tried in order; without them ISO.
       zone: of times without one; the file's `zone` by default.
+      invalid: what becomes of a text that is no value of the column's kind; the file's by default.
+      parent: the column of the parent's canonical row that it is taken from, instead of `from`.
     """
 
     model_config = pydantic.ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -193,6 +175,8 @@ class ColumnRule(_Model):
     text: typing.Literal["trim", "upper", "lower", "icd10"] | None = None
     formats: typing.Annotated[tuple[Format, ...], pydantic.BeforeValidator(_one_or_more)] = ()
     zone: Zone | None = None
+    invalid: Invalid | None = None
+    parent: str | None = None
 
 
 class Measurement(_Model):
@@ -201,9 +185,15 @@ class Measurement(_Model):
     Attributes:
       item: source column of the item code. items: code list to LOINC, if it is a local code.
       number: source column that has numbers only. text: one that has the results that are not.
-      result: one column with both, instead: what reads as a number is one.
-      trim: characters around a number in `result` that are not part of it, e.g. arrows.
-      unit, low, high: source columns of unit and reference limits.
+      result: one column with both, instead: what reads as a number is one. `<1.0` is one too, in
+        `text` as well: its sign goes to `comparator`.
+      trim: characters around a number in `result` that are not part of it.
+      arrows: code list of marks at either end of a number in `result`, e.g. `↑`, to flags.
+      flag: source column of the flag. flags: its code list. With `arrows` or `flag` given, the
+        flag is filled here: from its column, else from the mark.
+      unit: source column of the unit.
+      low, high: source columns of the reference limits. range: one that has both as a text, e.g.
+        `3.5-5.5`, `<5.2`, `3.5～5.5`, instead.
       units: name of the unit rules.
     """
 
@@ -213,19 +203,40 @@ class Measurement(_Model):
     text: str | None = None
     result: str | None = None
     trim: str | None = None
+    arrows: str | None = None
+    flag: str | None = None
+    flags: str | None = None
     unit: str
     low: str | None = None
     high: str | None = None
+    range: str | None = None
     units: str
 
     @property
     def source(self) -> tuple[str, ...]:
         names = (self.item, self.number, self.text, self.result, self.unit, self.low, self.high)
-        return tuple(name for name in names if name is not None)
+        return tuple(name for name in (*names, self.range, self.flag) if name is not None)
+
+    @property
+    def fills(self) -> tuple[str, ...]:
+        """The canonical columns that it fills."""
+        return (*MEASUREMENT_COLUMNS, "flag") if self.arrows or self.flag else MEASUREMENT_COLUMNS
+
+
+class Parent(_Model):
+    """The row of another source table that a row takes its patient or visit from (ADR 0014).
+
+    Attributes:
+      table: the parent's source table, which stands before in the file.
+      by: this table's columns with the parent's key, in the order of the parent's `id`.
+    """
+
+    table: str
+    by: Names
 
 
 class DeletedWhen(_Model):
-    """A row whose `column` has one of `values` is a tombstone (op DELETE)."""
+    """A row whose `column` has one of `values` is a tombstone (op DELETE); else it is there."""
 
     column: str
     values: Names
@@ -237,20 +248,26 @@ class Source(_Model):
     Attributes:
       table: the canonical table that it feeds; several may feed one.
       id: the key's columns, in order; joined by `|` they are the record id.
+      id_prefix: put before it, where several source tables of one key feed the canonical one.
       columns: canonical column to its rule.
       measurement: the rule of a laboratory value, if there is one.
       absent: canonical columns that this campus does not have: null.
       ignore: source columns that are known and not wanted.
-      deleted_when: the soft delete flag, if there is one.
+      deleted_when: the soft delete flag, if there is one, or several: any of them deletes.
+      parent: the row that leads to the patient, where the table has no patient number.
     """
 
     table: str
     id: Names
+    id_prefix: str = ""
     columns: dict[str, typing.Annotated[ColumnRule, pydantic.BeforeValidator(_short_column)]]
     measurement: Measurement | None = None
     absent: Names = ()
     ignore: Names = ()
-    deleted_when: DeletedWhen | None = None
+    deleted_when: typing.Annotated[
+        tuple[DeletedWhen, ...], pydantic.BeforeValidator(_one_deleted_when)
+    ] = ()
+    parent: Parent | None = None
 
     @property
     def canonical(self) -> Table:
@@ -261,7 +278,8 @@ class Source(_Model):
         """Every source column that a rule reads, once, in the file's order."""
         names = [*self.id, *(name for rule in self.columns.values() for name in rule.source)]
         names += self.measurement.source if self.measurement else ()
-        names += [self.deleted_when.column] if self.deleted_when else ()
+        names += [flag.column for flag in self.deleted_when]
+        names += self.parent.by if self.parent else ()
         return tuple(dict.fromkeys(names))
 
 
@@ -284,6 +302,8 @@ class CampusMapping(_Model):
     Attributes:
       version: of the file's form.
       zone: of times that are written without one.
+      invalid: a text that is no value of its column's kind refuses its row (`refuse`), or is null
+        with a note and a remark (`note`): for campuses where anything may stand anywhere.
       max_text_bytes: a longer text makes its row a reject.
       code_lists, units: by name. tables: by source table, `schema.table`.
       file: where it was read from, for messages.
@@ -292,6 +312,7 @@ class CampusMapping(_Model):
     version: typing.Literal["1"]
     description: str = ""
     zone: Zone = "+08:00"
+    invalid: Invalid = "refuse"
     max_text_bytes: typing.Annotated[int, pydantic.Field(strict=False, gt=0, lt=2**31)] = 50_000_000
     code_lists: dict[str, CodeList] = {}
     units: dict[str, Units] = {}
@@ -340,7 +361,7 @@ def load_mapping(name: str, base: pathlib.Path | None = None) -> CampusMapping:
     if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or not path.is_file():
         path = (base or pathlib.Path()) / name
     _, line_of = load_yaml(path)  # Tells of syntax, encoding and most of the repeated keys.
-    faults = _Faults(path, line_of)
+    faults = Faults(path, line_of)
     data = _plain(yaml.compose(path.read_text("utf-8-sig"), yaml.SafeLoader), (), faults)
     if not isinstance(data, dict):
         faults.add((), "is not a mapping file", "start with version, zone and tables.")
@@ -350,30 +371,14 @@ def load_mapping(name: str, base: pathlib.Path | None = None) -> CampusMapping:
     except pydantic.ValidationError as error:
         raise problems_error(path, model_problems(error, CampusMapping, line_of)) from None
     for name, units in mapping.units.items():
-        _check_units(name, units, faults)
+        check_units(name, units, faults)
     for name, source in mapping.tables.items():
-        _check_source(mapping, name, source, faults)
+        check_source(mapping, name, source, faults)
     faults.raise_any()
     return mapping
 
 
-class _Faults:
-    """Collects the faults of one file."""
-
-    def __init__(self, file: pathlib.Path, line_of: LineOf):
-        self._file = file
-        self._line_of = line_of
-        self._problems: list[Problem] = []
-
-    def add(self, path: tuple, what: str, remedy: str) -> None:
-        self._problems.append(Problem(self._line_of(path), dotted(path), what, remedy))
-
-    def raise_any(self) -> None:
-        if self._problems:
-            raise problems_error(self._file, self._problems)
-
-
-def _plain(node: yaml.Node | None, path: tuple, faults: _Faults) -> typing.Any:
+def _plain(node: yaml.Node | None, path: tuple, faults: Faults) -> typing.Any:
     """Node to dict, list, str or None, which is an empty or a plain `null`."""
     if node is None:
         return None
@@ -388,98 +393,3 @@ def _plain(node: yaml.Node | None, path: tuple, faults: _Faults) -> typing.Any:
         else:
             data[key.value] = _plain(child, (*path, key.value), faults)
     return data
-
-
-def _check_units(name: str, units: Units, faults: _Faults) -> None:
-    refusals = [*REFUSALS, *(Refusal(r.items, r.units, r.because) for r in units.refuse)]
-    seen = set()
-    for i, rule in enumerate(units.rules):
-        path = ("units", name, "rules", i)
-        if (rule.item, rule.unit) in seen:
-            faults.add(path, "has a rule for this item and unit already", "keep one.")
-        seen.add((rule.item, rule.unit))
-        if max(rule.scaled[0], 10 ** rule.scaled[1]) >= 10**_FACTOR_DIGITS_MAX:
-            what = f"has {_FACTOR_DIGITS_MAX} digits or more before or after its point"
-            faults.add((*path, "factor"), what, "shorten it.")
-        for key, unit in (("unit", rule.unit), ("to_unit", rule.to_unit)):
-            spelt = units.spellings.get(unit, unit)
-            if spelt != unit:
-                faults.add((*path, key), f"spellings: make {unit} {spelt}", f"write {spelt}.")
-        for refusal in refusals:
-            if {rule.item, rule.target}.isdisjoint(refusal.items):
-                continue
-            crosses = rule.unit != rule.to_unit and {rule.unit, rule.to_unit} <= set(refusal.units)
-            if rule.target != rule.item or crosses:
-                what = f"converts what has no common measure: {refusal.because}"
-                faults.add(path, what, "remove the rule.")
-
-
-def _check_source(mapping: CampusMapping, name: str, source: Source, faults: _Faults) -> None:
-    path = ("tables", name)
-    if source.table not in TABLES:
-        what = f"there is no canonical table {source.table}"
-        faults.add((*path, "table"), what, suggest(source.table, TABLES))
-        return
-    if not source.id:
-        faults.add((*path, "id"), "names no column", "give the primary key's columns.")
-    table = source.canonical
-    filled = list(source.columns)
-    if source.measurement:
-        filled += MEASUREMENT_COLUMNS
-        _check_measurement(mapping, (*path, "measurement"), source.measurement, table, faults)
-    for where, columns in (("columns", source.columns), ("absent", source.absent)):
-        for column in columns:
-            if column not in table.by_name:
-                what = f"{table.name} has no column {column}"
-                faults.add((*path, where, column), what, suggest(column, table.by_name))
-    for column in table.by_name:
-        times = filled.count(column) + source.absent.count(column)
-        if times == 0:
-            faults.add(path, f"does not fill {column}", "map it, or list it under absent:.")
-        elif times > 1:
-            faults.add((*path, "columns", column), f"{column} is filled twice", "keep one.")
-    for column in source.ignore:
-        if column in source.needed:
-            faults.add((*path, "ignore"), f"{column} is mapped", "take it out of ignore:.")
-    for column, rule in source.columns.items():
-        if column in table.by_name:
-            kind = table.by_name[column].kind
-            _check_rule(mapping, (*path, "columns", column), rule, kind, faults)
-
-
-def _check_rule(mapping, path, rule: ColumnRule, kind: Kind, faults: _Faults) -> None:
-    if bool(rule.source) == (rule.constant is not None):
-        faults.add(path, "has both or neither of from: and constant:", "give one of them.")
-    if rule.join is not None and len(rule.source) < 2:
-        faults.add((*path, "join"), "joins a single column", "name several in from:.")
-    _check_listed((*path, "codes"), rule.codes, mapping.code_lists, "code_lists", faults)
-    for key, given, kinds in (
-        ("text", rule.text, (Kind.TEXT,)),
-        ("formats", rule.formats, (Kind.DATE, Kind.TIME)),
-        ("zone", rule.zone, (Kind.TIME,)),
-    ):
-        if given and kind not in kinds:
-            what = f"is for {' and '.join(kinds)}, and this column is {kind}"
-            faults.add((*path, key), what, "remove it.")
-    for code in rule.formats:
-        if not all(field in code for field in ("%Y", "%m", "%d")):
-            faults.add((*path, "formats"), "a format lacks %Y, %m or %d", "add it.")
-
-
-def _check_measurement(mapping, path, rule: Measurement, table: Table, faults: _Faults) -> None:
-    if not set(MEASUREMENT_COLUMNS) <= table.by_name.keys():
-        what = f"{table.name} is not a table of measurements"
-        faults.add(path, what, "map its columns under columns:.")
-    if (rule.result is None) == (rule.number is None and rule.text is None):
-        what = "has both or neither of result: and number:, text:"
-        faults.add(path, what, "give result: where one column has both, or else the two.")
-    if rule.trim is not None and rule.result is None:
-        faults.add((*path, "trim"), "is for result: only", "remove it.")
-    _check_listed((*path, "units"), rule.units, mapping.units, "units", faults)
-    _check_listed((*path, "items"), rule.items, mapping.code_lists, "code_lists", faults)
-
-
-def _check_listed(path, name: str | None, listed, section: str, faults: _Faults) -> None:
-    if name is not None and name not in listed:
-        remedy = f"add it there, or name one of: {', '.join(listed)}."
-        faults.add(path, f"there is no {name} under {section}:", remedy)

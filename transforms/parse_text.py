@@ -198,15 +198,6 @@ def _text_array(offsets: np.ndarray, data: np.ndarray, good: np.ndarray | None) 
 
 
 @_jit
-def has_nul(data):
-    """Whether uint8[] has a zero byte, which PostgreSQL cannot store in a text."""
-    found = False
-    for byte in data:
-        found |= byte == 0
-    return found
-
-
-@_jit
 def _int_kernel(offsets, data, valid, values, bad):
     for i in range(len(values)):
         values[i] = 0

@@ -14,6 +14,7 @@ from runners.embedded.charts import MINUTE_US, Clock, time_of
 from runners.embedded.clinic import EMERGENCY_ROWS, ROUTINE_ROWS, Clinic, Steps
 from runners.embedded.ids import PER_SEED, Ids
 from runners.embedded.knowledge import HOURS
+from runners.embedded.staffing import staffing
 from schemas.errors import CampusSyncError
 
 ALARM_ROWS = 12  # Of the story that a critical value begins.
@@ -81,7 +82,7 @@ class CampusSource:
         self._ids = Ids(seed, habits, used)
         # What exists already is part of the seed: a second run brings other people.
         self._rng = np.random.default_rng([seed, habits.digest, used])
-        self._clinic = Clinic(habits, self._rng, self._ids, self._clock)
+        self._clinic = Clinic(habits, self._rng, self._ids, self._clock, allergies=True)
         self._stories: list[Steps] = []
         self._planned = self._planned_emergency = 0
         self._unvalidated: tuple[str, str, int] | None = None
@@ -185,7 +186,7 @@ class CampusSource:
         Returns the rows. The rows are there as they ended: not how they came about.
         """
         tables: dict[str, dict[tuple, dict]] = {}
-        rows, begun = 0, 0
+        rows, begun = self._staff(), 0
         while begun < patients:
             emergency = self._rng.random() < 0.08
             story = self._clinic.emergency() if emergency else self._clinic.routine()
@@ -284,6 +285,13 @@ class CampusSource:
             return lines, None
         self._plan(ALARM_ROWS, emergency=True)
         return lines, self._clinic.alarm(upload.alarmed)
+
+    def _staff(self) -> int:
+        """Writes who works here, unless a run before this one has; returns the rows."""
+        known = self._connected().execute("SELECT FROM his.department LIMIT 1").fetchone()
+        if known is not None:
+            return 0
+        return sum(map(self.perform, staffing(time_of(self._clock()))))
 
     def _some_morning(self) -> int:
         """A time in the last month, hours as the laboratory is busy, twelve hours ago at least."""

@@ -10,6 +10,7 @@ from psycopg import sql
 
 KEYS = {
     "his.patient": ("pid",),
+    "his.allergy": ("allergy_id",),
     "his.visit": ("visit_no",),
     "his.medical_order": ("order_id",),
     "his.vital_sign": ("vital_id",),
@@ -19,6 +20,10 @@ KEYS = {
     "lis.result": ("result_id",),
     "emr.document": ("doc_id",),
 }
+
+
+# What no story writes by itself.
+OTHER_KEYS = {"his.staff": ("staff_no",), "his.department": ("dept_code",)}
 
 
 class Change(typing.NamedTuple):
@@ -75,7 +80,8 @@ def delete(table: str, row: dict[str, object]) -> Change:
 
 def key_of(table: str, row: collections.abc.Mapping[str, object]) -> dict[str, object]:
     """Returns the key columns of a row."""
-    return {column: row[column] for column in KEYS[table]}
+    columns = KEYS[table] if table in KEYS else OTHER_KEYS[table]
+    return {column: row[column] for column in columns}
 
 
 def perform(connection: psycopg.Connection, step: Step) -> None:

@@ -12,7 +12,7 @@ from runners.embedded.charts import MINUTE_US, Charts, Clock, Visit
 from runners.embedded.ids import Ids
 from runners.embedded.knowledge import EMERGENCIES, EXAMINATIONS, PANELS, ROUTINE, Illness
 from runners.embedded.laboratory import Results
-from runners.embedded.people import People, Person
+from runners.embedded.people import SEVERITIES, People, Person
 
 Steps = collections.abc.Iterator[Step]
 ROUTINE_ROWS, EMERGENCY_ROWS = 30, 48  # Of one visit, on average.
@@ -47,14 +47,23 @@ class Clinic:
       rng: every choice comes from it.
       ids: of new rows.
       clock: microseconds since 1970; all times in rows come from it.
+      allergies: write known allergies as rows of their own, too.
 
     Attributes:
       open_visits: calm visits, whose specimens the laboratory's machines measure.
     """
 
-    def __init__(self, campus: Campus, rng: np.random.Generator, ids: Ids, clock: Clock):
+    def __init__(
+        self,
+        campus: Campus,
+        rng: np.random.Generator,
+        ids: Ids,
+        clock: Clock,
+        allergies: bool = False,
+    ):
         self.open_visits: list[Visit] = []
         self._rng = rng
+        self._allergies = allergies
         self._charts = Charts(campus, rng, ids, clock)
         self._people = People(rng, self._charts.now().date())
         self._patients: list[tuple[Person, dict]] = []
@@ -100,7 +109,7 @@ class Clinic:
         yield from self._write(visit, "急诊抢救记录", long_share=0.2)
         yield self._consulted(consultation, "answered")
         if unknown:
-            yield Step((self._identified(visit),))
+            yield Step((self._identified(visit), *self._told(visit)))
         yield Step((self._charts.vital(visit, recovered=1.0),))
         yield from self._sign_off(visit, consultation)
 
@@ -167,7 +176,30 @@ class Clinic:
                 self._remember(person, patient)
         row = self._charts.visit(patient["mrn"], illness, provisional=unknown)
         visit = Visit(person, patient, row, illness, self._charts.doctor())
-        return visit, (*arrival, insert("his.visit", dict(row)))
+        told = self._told(visit) if arrival else ()
+        return visit, (*arrival, *told, insert("his.visit", dict(row)))
+
+    def _told(self, visit: Visit) -> tuple[Change, ...]:
+        """Each allergy that a patient tells of: `青霉素(皮疹)；海鲜(荨麻疹)`."""
+        known = visit.person.allergies
+        if not self._allergies or known in (None, "无"):
+            return ()
+        now, changes = self._charts.now(), []
+        for one in known.split("；"):
+            substance, _, reaction = one.rstrip(")").partition("(")
+            row = {
+                "allergy_id": self._charts.ids.take(),
+                "mrn": visit.mrn,
+                "substance": substance,
+                "reaction": reaction,
+                "severity": SEVERITIES.get(reaction, "mild"),
+                "verification": "confirmed" if reaction == "皮试阳性" else "unconfirmed",
+                "recorded_by": visit.doctor,
+                "recorded_at": now,
+                "updated_at": now,
+            }
+            changes.append(insert("his.allergy", row))
+        return tuple(changes)
 
     def _returning(self, illness: Illness) -> tuple[Person, dict] | None:
         """Somebody who was here before and can have this; None for a new face."""

@@ -8,6 +8,19 @@ CREATE TABLE his.patient (
     birth_date date, id_no varchar(18), phone varchar(20), abo varchar(4), rh varchar(4),
     allergies text, row_ver int NOT NULL DEFAULT 1, updated_at timestamptz NOT NULL);
 
+CREATE TABLE his.allergy (
+    allergy_id bigint PRIMARY KEY, mrn varchar(20) NOT NULL, substance varchar(40),
+    reaction varchar(40), severity varchar(12), verification varchar(12), recorded_by varchar(12),
+    recorded_at timestamptz, updated_at timestamptz NOT NULL);
+
+CREATE TABLE his.staff (
+    staff_no varchar(12) PRIMARY KEY, name varchar(50), title varchar(20), role varchar(12),
+    dept_code varchar(8), status varchar(12), updated_at timestamptz NOT NULL);
+
+CREATE TABLE his.department (
+    dept_code varchar(8) PRIMARY KEY, name varchar(40), kind varchar(12), status varchar(12),
+    updated_at timestamptz NOT NULL);
+
 CREATE TABLE his.visit (
     visit_no varchar(24) PRIMARY KEY, mrn varchar(20) NOT NULL, visit_class varchar(8),
     triage_level smallint, pathway varchar(16), dept varchar(40), bed varchar(12),

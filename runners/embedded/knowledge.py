@@ -68,6 +68,15 @@ class Drug:
 
 
 @dataclasses.dataclass(frozen=True)
+class Department:
+    """A department; `code` is the main campus's, `kind` clinical or technical."""
+
+    name: str
+    code: str
+    kind: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Illness:
     """What brings somebody to hospital, and what is then found and done.
 
@@ -124,5 +133,6 @@ DRUGS: dict[str, Drug] = {entry["code"]: Drug(**entry) for entry in _CONTENT["dr
 CONTRAINDICATED: dict[str, str] = _CONTENT["contraindicated"]
 ROUTINE: tuple[Illness, ...] = tuple(Illness(**entry) for entry in _CONTENT["routine"])
 EMERGENCIES: tuple[Illness, ...] = tuple(Illness(**entry) for entry in _CONTENT["emergencies"])
+DEPARTMENTS: tuple[Department, ...] = tuple(Department(**e) for e in _CONTENT["departments"])
 WARDS: dict[str, str] = _CONTENT["wards"]
 HOURS: tuple[int, ...] = _CONTENT["hours"]

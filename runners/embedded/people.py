@@ -47,6 +47,8 @@ _ALLERGENS = (
     ("左氧氟沙星", "瘙痒"),
     ("破伤风抗毒素", "皮试阳性"),
 )
+# What the reactions above are, for who writes them down one by one.
+SEVERITIES = {"荨麻疹": "moderate", "皮试阳性": "moderate", "哮喘": "severe"}
 # Of Han Chinese; RhD negative are about three in a thousand.
 _ABO = (("A", 0.30), ("B", 0.27), ("O", 0.34), ("AB", 0.09))
 _RH_NEGATIVE = 0.003

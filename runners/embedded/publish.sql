@@ -10,4 +10,4 @@ ALTER TABLE emr.document REPLICA IDENTITY FULL;
 
 CREATE PUBLICATION campus_sync FOR TABLE
     his.patient, his.visit, his.medical_order, his.vital_sign, his.diagnosis, his.prescription,
-    his.consultation, lis.result, emr.document;
+    his.consultation, his.allergy, his.staff, his.department, lis.result, emr.document;

@@ -15,7 +15,8 @@ from schemas.positions import SEQ_END, Position
 from schemas.wire import ChangeBatchCoder, seal, verify
 from tests.raw_changes import laboratory_results, raw_of
 from transforms.checksum import ALGORITHMS, digest_rows, manifest, with_digests
-from transforms.harmonise import Harmoniser
+from transforms.harmonise import Harmoniser, Lookups
+from transforms.harmonise.damaged_text import damage_of
 
 ROWS = 20_000
 
@@ -70,6 +71,91 @@ def test_harmonise_with_every_row_converted(measured, raw):
         batch = batch.set_column(place, name, pa.repeat(value, ROWS))
     converted = dataclasses.replace(raw, tables={"lis.result": batch})
     measured(Harmoniser(load_mapping("postgresql_his_us_units")).apply, converted)
+
+
+def old_results(count: int) -> pa.RecordBatch:
+    """Returns results of campus B: one in seven with an arrow, one in fifty that is no number."""
+    at = range(count)
+    items = [("KAL", "mEq/L"), ("GLU", "mg/dl"), ("CRE", "mg/dl"), ("HGB", "g/dl")]
+    odd = {0: "<0.1", 1: "阴性(-)", 2: "溶血"}
+    printed = [f"{i * 7919 % 200}.{i * 104_729 % 100:02d}" for i in at]
+    columns = {
+        "JYXH": [str(10**12 + i) for i in at],
+        "BRID": [str(10**10 + i % 5000) for i in at],
+        "JZHM": [f"V2026{i % 9000:08d}" for i in at],
+        "XMDM": [items[i % 4][0] for i in at],
+        "XMMC": ["血钾", "葡萄糖", "肌酐", "血红蛋白"] * (count // 4),
+        "JG": [
+            odd[i % 3] if i % 50 == 0 else text + "↑" if i % 7 == 0 else text
+            for i, text in enumerate(printed)
+        ],
+        "DW": [items[i % 4][1] for i in at],
+        "CKZ": ["3.9-6.1"] * count,
+        "TS": [None if i % 7 == 0 else "正常" for i in at],
+        "WJBZ": ["0"] * count,
+        "JGZT": ["1"] * count,
+        "CYSJ": [f"2026.11.23 7:{i // 60 % 60:02d}:{i % 60:02d}" for i in at],
+        "BGSJ": [f"2026112316{i // 60 % 60:02d}{i % 60:02d}" for i in at],
+        "ZFPB": ["0"] * count,
+        "XGSJ": [f"2026-11-23 16:{i // 60 % 60:02d}:{i % 60:02d}" for i in at],
+    }
+    meta = laboratory_results(count).select(["_op", "_lsn", "_seq", "_commit_us", "_unchanged"])
+    texts = {name: pa.array(values, pa.utf8()) for name, values in columns.items()}
+    return pa.RecordBatch.from_pydict({n: meta[n] for n in meta.schema.names} | texts)
+
+
+def old_patients(count: int) -> pa.RecordBatch:
+    """Returns patients of campus B, one transaction before everything else."""
+    nothing = pa.nulls(count, pa.utf8())
+    columns = {
+        "BRID": pa.array([str(10**10 + i) for i in range(count)]),
+        "MZHM": pa.array([f"M{10**10 + i}" for i in range(count)]),
+        "BRXM": pa.array(["王小东"] * count),
+        "BRXB": pa.array(["男"] * count),
+        "CSNY": pa.array([f"19{i % 90 + 10}.{i % 12 + 1}.{i % 28 + 1}" for i in range(count)]),
+        **dict.fromkeys(["SFZH", "JTDH", "XX", "RHXX", "GMS"], nothing),
+        "ZFPB": pa.array(["0"] * count),
+        "XGSJ": pa.array(["2026-11-23 16:00:00"] * count),
+    }
+    meta = laboratory_results(count).select(["_op", "_seq", "_commit_us", "_unchanged"])
+    meta = {name: meta[name] for name in meta.schema.names}
+    meta |= {"_lsn": pa.array([1] * count), "_seq": pa.array(range(1, count + 1), pa.int32())}
+    return pa.RecordBatch.from_pydict(meta | columns)
+
+
+def test_harmonise_campus_b_results(measured):
+    """Local items, arrows, ranges as text, four date formats, and a lookup of every patient."""
+    mapping = load_mapping("mariadb_his_gbk")
+    lookups = Lookups(mapping, follow=False)
+    harmoniser = Harmoniser(mapping, lookups)
+    harmoniser.apply(raw_of({"his.MS_BRDA": old_patients(5000)}))
+    measured(harmoniser.apply, raw_of({"his.JYJG": old_results(ROWS)}))
+
+
+def test_harmonise_campus_b_results_following_their_parents(measured):
+    """As a reader has it; what is on its way is acknowledged at once."""
+    mapping = load_mapping("mariadb_his_gbk")
+    lookups = Lookups(mapping)
+    harmoniser = Harmoniser(mapping, lookups)
+    harmoniser.apply(raw_of({"his.MS_BRDA": old_patients(5000)}))
+    raw = raw_of({"his.JYJG": old_results(ROWS)})
+
+    def follow():
+        lookups.acknowledged(raw.end)
+        harmoniser.apply(raw)
+
+    measured(follow)
+
+
+def test_harmonise_campus_b_patients(measured):
+    """Parents: each of them is learned."""
+    mapping = load_mapping("mariadb_his_gbk")
+    raw = raw_of({"his.MS_BRDA": old_patients(ROWS)})
+    measured(lambda: Harmoniser(mapping).apply(raw))
+
+
+def test_damage_of_chinese_texts(measured):
+    measured(damage_of, pa.array(["急性ST段抬高型心肌梗死", "王小东"] * (ROWS // 2)))
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)

@@ -14,7 +14,7 @@ import pytest
 
 import runners.embedded
 from runners.embedded.campus_source import CampusSource, TrafficError
-from runners.embedded.changes import KEYS
+from runners.embedded.changes import KEYS, OTHER_KEYS
 from runners.embedded.traffic import Traffic
 from schemas.clocks import wall_clock_us
 
@@ -128,7 +128,8 @@ def test_history_has_a_morning_peak_and_only_finished_visits(hospital):
         rows = writer.preload(60, progress=told.append)
     with psycopg.connect(hospital) as connection:
         total = sum(
-            connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in KEYS
+            connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+            for table in (*KEYS, *OTHER_KEYS)
         )
         (morning,) = connection.execute(
             "SELECT avg((extract(hour FROM started_at AT TIME ZONE 'Asia/Shanghai')"

@@ -3,6 +3,7 @@
 import collections
 import datetime
 
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,7 +12,7 @@ from schemas.batches import Op
 from schemas.entities import TABLES
 from schemas.mappings import load_mapping
 from tests.raw_changes import DDL, hospital_batch, laboratory_results, raw_batch, raw_of
-from transforms.harmonise import Harmonised, Harmoniser, Note
+from transforms.harmonise import Harmonised, Harmoniser, Note, UnknownCode
 
 SI = Harmoniser(load_mapping("postgresql_his"))
 MASS = Harmoniser(load_mapping("postgresql_his_us_units"))
@@ -116,6 +117,10 @@ def test_sex_and_its_unknown_codes(harmoniser, code, sex):
     assert only(result, "patient")["sex"] == sex
     unknown = Note("his.patient", "sex_code", "unknown_code")
     assert result.notes == ({} if sex else {unknown: 1})
+    queued = UnknownCode("sex", code, "his.patient", "sex_code")
+    assert result.unknown_codes == ({} if sex else {queued: 1})
+    remark = None if sex else f"unknown_code sex: {code}"
+    assert only(result, "patient")["remarks"] == remark
 
 
 @pytest.mark.parametrize(
@@ -156,8 +161,8 @@ CONVERSIONS = [
     ("718-7", "4.9", None, "g/dL", "12", "718-7", "49", None, "g/L", "120"),
     ("2823-3", "6.80", None, "mEq/L", None, "2823-3", "6.8", None, "mmol/L", None),
     # A comparator is converted with its number; a remark stays beside a number.
-    ("2160-0", None, "<1.0", "mg/dL", None, "14682-9", None, "<88.4", "µmol/L", None),
-    ("2160-0", None, " ≥ 20", "mg/dL", None, "14682-9", None, "≥1768", "µmol/L", None),
+    ("2160-0", None, "<1.0", "mg/dL", None, "14682-9", "88.4", "<88.4", "µmol/L", None),
+    ("2160-0", None, " ≥ 20", "mg/dL", None, "14682-9", "1768", "≥1768", "µmol/L", None),
     ("2160-0", "1", "溶血", "mg/dL", None, "14682-9", "88.4", "溶血", "µmol/L", None),
     # Words alone keep the unit that they were written with.
     ("2160-0", None, "溶血", "mg/dL", "0.6", "2160-0", None, "溶血", "mg/dL", "0.6"),
@@ -181,9 +186,11 @@ def test_units(case):
     assert (neighbour["value"], neighbour["unit"]) == ("6.8", "mmol/L")
 
 
-def test_a_unit_that_no_rule_of_its_item_knows_is_counted():
+def test_a_unit_that_no_rule_of_its_item_knows_is_counted_and_marked():
     result = lab(MASS, LAB | {"loinc": "2345-7", "unit": "g/L"}, LAB | {"_seq": 2})
     assert result.notes == {Note("lis.result", "unit", "unknown_unit"): 1}
+    remarks = result.tables["lab_result"]["remarks"].to_pylist()
+    assert remarks == ["unknown_unit unit: g/L", None]
 
 
 @pytest.mark.parametrize(
@@ -191,7 +198,7 @@ def test_a_unit_that_no_rule_of_its_item_knows_is_counted():
     [
         ("6.80↑", "K", "mEq/L", "6.8", None, "mmol/L"),
         ("1.0", "CRE", "mg/dl", "88.4", None, "µmol/L"),
-        ("<1.0", "CRE", "mg/dl", None, "<88.4", "µmol/L"),
+        ("<1.0", "CRE", "mg/dl", "88.4", "<88.4", "µmol/L"),
         ("阴性(-)", "HBS", None, None, "阴性(-)", None),
         ("溶血", "K", "mEq/L", None, "溶血", "mEq/L"),
         (None, "K", "mEq/L", None, None, "mmol/L"),
@@ -314,7 +321,8 @@ def test_inputs_that_are_partly_unchanged_refuse_the_row():
     assert "unit" not in result.rejects[0].row
     [row] = result.tables["lab_result"].to_pylist()
     assert row["_unchanged"] == sum(
-        1 << TABLES["lab_result"].index[c] for c in (*LAB_OUT, "reference_high")
+        1 << TABLES["lab_result"].index[c]
+        for c in (*LAB_OUT, "reference_high", "comparator", "remarks")
     )
 
 
@@ -480,3 +488,95 @@ def test_texts_of_any_length_pass_untouched():
     text = "会诊" * 100_000
     row = only(lab(SI, LAB | {"val_txt": text, "val_num": None}), "lab_result")
     assert (row["value_text"], row["raw_value"]) == (text, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "comparator", "value"),
+    [("<0.01", "<", "0.01"), ("≤ 5", "<=", "5"), (">=200", ">=", "200"), ("＞7.5", ">", "7.5")],
+)
+def test_a_bound_in_the_text_column_is_a_number_with_its_comparator(text, comparator, value):
+    row = only(lab(SI, LAB | {"val_num": None, "val_txt": text}), "lab_result")
+    assert (row["comparator"], row["value"], row["value_text"]) == (comparator, value, text)
+    assert row["raw_value"] == text
+
+
+def test_remarks_are_unchanged_where_their_inputs_are():
+    update = LAB | {"_op": Op.UPDATE, "abn_flag": None, "unchanged": ["abn_flag"]}
+    assert only(lab(SI, update), "lab_result")["_unchanged"] == {"flag", "remarks"}
+
+
+def test_codes_are_queued_by_dictionary_and_code():
+    rows = [LAB | {"abn_flag": code} for code in ("N", "高", "高", "x" * 100, None)]
+    result = lab(SI, *rows, LAB | {"abn_flag": "gone", "_op": Op.DELETE})
+    queued = {code.code: count for code, count in result.unknown_codes.items()}
+    assert queued == {"高": 2, "x" * 64: 1}
+    assert {code[:1] + code[2:] for code in result.unknown_codes} == {
+        ("flag", "lis.result", "abn_flag")
+    }
+    remarks = result.tables["lab_result"]["remarks"].to_pylist()
+    assert remarks[1:3] == ["unknown_code flag: 高"] * 2
+    assert remarks[3] == "unknown_code flag: " + "x" * 64
+
+
+def test_damaged_text_passes_as_it_is_and_is_noted():
+    names = ["ÕÅÈý", "寮犱笁", "王??", "张三"]
+    rows = [{"pid": str(i), "mrn": "M", "name": name} for i, name in enumerate(names)]
+    result = SI.apply(raw_of({"his.patient": hospital_batch("his.patient", rows)}))
+    assert result.tables["patient"]["name"].to_pylist() == names
+    assert result.notes == {
+        Note("his.patient", "name", what): 1
+        for what in ("mojibake_latin1", "mojibake_gbk", "question_marks")
+    }
+
+
+FORMS = st.sampled_from(
+    [None, "", "0", "1", "2", "9", "6.80↑", "<1.0", "溶血", "2016.3.5", "20160305081500", "K",
+     "0000-00-00 00:00:00", "2016-03-05 08:15:00", "mg/dl", "GLU", "3.5～5.5", "ÕÅÈý", "a\0b", "D"]
+)  # fmt: skip
+
+
+@st.composite
+def old_batches(draw, mapping, name: str):
+    source = mapping.tables[name]
+    columns = [*source.needed]
+    keys = dict.fromkeys(source.id, st.sampled_from(["1", "2"]))
+    rest = dict.fromkeys((c for c in columns if c not in source.id), FORMS)
+    rows = draw(
+        st.lists(
+            st.fixed_dictionaries(
+                {"_op": st.sampled_from(list(Op)), **keys},
+                optional=rest | {"unchanged": st.lists(st.sampled_from(columns), max_size=2)},
+            ),
+            max_size=4,
+        )
+    )
+    rows = [
+        {k: v for k, v in row.items() if k not in row.get("unchanged", ())} | {"_seq": i}
+        for i, row in enumerate(rows)
+    ]
+    return raw_batch(columns, rows, source.id)
+
+
+@pytest.mark.parametrize("name", ["mariadb_his_gbk", "oracle_his"])
+@settings(deadline=None, max_examples=60)
+@given(data=st.data())
+def test_old_campuses_lose_no_row_whatever_stands_where(name, data):
+    mapping = load_mapping(name)
+    tables = {}
+    for i, table in enumerate(mapping.tables):
+        if data.draw(st.booleans()):
+            batch = data.draw(old_batches(mapping, table))
+            place = batch.schema.get_field_index("_lsn")
+            lsn = pa.array([i + 1] * batch.num_rows, pa.int64())
+            tables[table] = batch.set_column(place, "_lsn", lsn)
+    result = Harmoniser(mapping).apply(raw_of(tables))
+    rows = sum(batch.num_rows for batch in result.tables.values())
+    given_rows = sum(batch.num_rows for batch in tables.values())
+    assert rows + len(result.rejects) == given_rows + result.reissued
+    assert {reject.reason for reject in result.rejects} <= {
+        "nul_byte", "partial_row", "missing_key",
+    }  # fmt: skip
+    for table, batch in result.tables.items():
+        batch.validate(full=True)
+        assert batch.schema.equals(TABLES[table].arrow_schema)
+        assert batch["record_id"].null_count == 0

@@ -5,23 +5,36 @@ import re
 
 import pytest
 
+from runners.embedded.knowledge import ITEMS
 from schemas.entities import TABLES
 from schemas.errors import ConfigError
 from schemas.mappings import PACKAGED, load_mapping
 
-HOSPITAL_SQL = pathlib.Path(__file__).parents[2] / "runners" / "embedded" / "hospital.sql"
+EMBEDDED = pathlib.Path(__file__).parents[2] / "runners" / "embedded"
+# Mapping to the tables that it is for, their schema, and the canonical tables that it lacks.
+CAMPUSES = {
+    "postgresql_his": ("hospital.sql", "", {"lab_report"}),
+    "postgresql_his_us_units": ("hospital.sql", "", {"lab_report"}),
+    "mariadb_his_gbk": ("campus_b.sql", "his.", {"lab_report"}),
+    "oracle_his": ("campus_c.sql", "HIS.", set()),
+}
 NAMES = sorted(path.stem for path in PACKAGED.glob("*.yaml"))
 
 
-def columns_of_hospital() -> dict[str, list[str]]:
-    """Table to columns, as hospital.sql declares them."""
+def columns_of(script: str, schema: str = "") -> dict[str, list[str]]:
+    """Table to columns, as a script declares them."""
     tables = {}
-    for name, body in re.findall(
-        r"CREATE TABLE ([\w.]+) \((.*?)\);", HOSPITAL_SQL.read_text(), re.S
-    ):
-        body = re.sub(r"PRIMARY KEY \(.*?\)|\(\d+(,\d+)?\)", "", body)
-        tables[name] = [part.split()[0] for part in body.split(",") if part.split()]
+    text = re.sub(r"--.*", "", (EMBEDDED / script).read_text("utf-8"))
+    for name, body in re.findall(r"CREATE TABLE ([\w.]+) \((.*?)\)[^();]*;", text, re.S):
+        body = re.sub(r"(PRIMARY )?KEY \(.*?\)|\(\d+(, ?\d+)?\)", "", body)
+        tables[schema + name] = [part.split()[0] for part in body.split(",") if part.split()]
+    for name, like in re.findall(r"CREATE TABLE (\w+) LIKE (\w+);", text):
+        tables[schema + name] = tables[schema + like]
     return tables
+
+
+def columns_of_hospital() -> dict[str, list[str]]:
+    return columns_of("hospital.sql")
 
 
 def faulty(tmp_path: pathlib.Path, old: str, new: str) -> str:
@@ -41,10 +54,11 @@ def line_of(text: str) -> int:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_packaged_mappings_fit_the_hospitals_tables(name):
+def test_packaged_mappings_fit_their_campuss_tables(name):
     mapping = load_mapping(name)
-    assert mapping.compare_columns(columns_of_hospital()) == []
-    assert {source.table for source in mapping.tables.values()} == set(TABLES)
+    script, schema, lacking = CAMPUSES[name]
+    assert mapping.compare_columns(columns_of(script, schema)) == []
+    assert {source.table for source in mapping.tables.values()} == set(TABLES) - lacking
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -148,3 +162,65 @@ def test_preflight_sees_dropped_added_and_foreign():
         ("his.invoice", "", "unknown_table", True),
         ("emr.document", "", "missing_table", False),
     }
+
+
+def faulty_old_campus(tmp_path: pathlib.Path, old: str, new: str) -> tuple[str, int]:
+    """The error for the GBK mapping with one text replaced, and the line of that."""
+    text = (PACKAGED / "mariadb_his_gbk.yaml").read_text("utf-8")
+    assert old in text
+    path = tmp_path / "campus.yaml"
+    path.write_text(text.replace(old, new, 1), "utf-8")
+    with pytest.raises(ConfigError) as caught:
+        load_mapping("campus.yaml", tmp_path)
+    return str(caught.value), text[: text.index(old)].count("\n") + 1
+
+
+PARENT = "parent: {table: his.MS_BRDA, by: BRID}"
+OLD_CAMPUS_FAULTS = [
+    (PARENT, "parent: {table: his.MS_BRDD, by: BRID}", "MS_GHMX.parent", "did you mean"),
+    (PARENT, "parent: {table: his.YS_YZ, by: BRID}", "MS_GHMX.parent", "move it up"),
+    (PARENT, "parent: {table: his.MS_GHMX, by: BRID}", "MS_GHMX.parent", "move it up"),
+    (PARENT, "parent: {table: his.MS_BRDA, by: [BRID, X]}", "MS_GHMX.parent", "name as many"),
+    (PARENT, "parent: {table: his.MS_BRDA}", "parent.by", "add `by:`"),
+    (PARENT, "ignore: BRID", "MS_GHMX.columns.patient_id", "add parent:"),
+    ("{parent: patient_id}", "{parent: mrn}", "columns.patient_id.parent", "no column mrn"),
+    ("{parent: patient_id}", "{parent: remarks}", "columns.patient_id.parent", "no column"),
+    ("{parent: patient_id}", "{parent: birth_date}", "patient_id.parent", "name another"),
+    ("{parent: patient_id}", "{parent: patient_id, text: trim}", "text", "parent's own column"),
+    ("{parent: patient_id}", "{parent: patient_id, from: BRID}", "patient_id", "give one"),
+    ("absent: patient_id", PARENT + "\n    absent: patient_id", "GY_KSDM.parent", "add e.g."),
+    ("      name: KSMC", "      name: KSMC\n      remarks: KSMC", "columns.remarks", "remove it"),
+    ("{column: ZFPB, values: 1}", "{column: ZFPB}", "deleted_when", "add `values:`"),
+    ("{column: ZFPB, values: 1}", "{kolumn: ZFPB, values: 1}", "deleted_when", "did you mean"),
+    ("arrows: arrows", "arrows: flagz", "measurement.arrows", "one of:"),
+    ("arrows: arrows", "arrows: flags, low: X", "measurement.range", "give one or the other"),
+    ("codes: {↑: H", "codes: {1↑: H", "code_lists.arrows.codes", "part of a number"),
+    ("flag: TS, ", "", "measurement.flags", "name the flag's column"),
+    ("result: JG, trim: '*', ", "number: JG, ", "measurement.arrows", "is for result: only"),
+    ("invalid: note", "invalid: guess", "invalid", "'refuse' or 'note'"),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "path", "remedy"), OLD_CAMPUS_FAULTS)
+def test_faults_of_what_old_campuses_need(tmp_path, old, new, path, remedy):
+    error, line = faulty_old_campus(tmp_path, old, new)
+    assert path in error
+    assert remedy in error
+    lines = [int(number) for number in re.findall(r"line (\d+)", error)]
+    assert any(abs(number - line) <= 12 for number in lines), (lines, line)
+
+
+def test_every_item_of_a_campus_is_converted_or_is_in_its_unit_already():
+    """A dictionary leads to a LOINC that either has a rule or is what the rules lead to."""
+    for name in ("mariadb_his_gbk", "oracle_his"):
+        mapping = load_mapping(name)
+        (units,) = mapping.units.values()
+        items = set(mapping.code_lists["items"].codes.values())
+        assert {rule.item for rule in units.rules} <= items
+
+
+def test_campuses_know_the_same_laboratory_items():
+    mass = {item.mass.code: item.code for item in ITEMS if item.mass}
+    for name in ("mariadb_his_gbk", "oracle_his"):
+        items = set(load_mapping(name).code_lists["items"].codes.values())
+        assert {mass.get(item, item) for item in items} == {item.code for item in ITEMS}

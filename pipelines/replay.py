@@ -19,6 +19,8 @@ from transforms.deliver.merge import Outcome
 from transforms.deliver.replay_letter import SOURCE_KIND, STORE_KINDS, Retrial
 from transforms.deliver.store import Store
 from transforms.harmonise import Harmoniser
+from transforms.harmonise.lookups import Lookups
+from transforms.harmonise.parents_in_store import StoreParents
 from transforms.seal_dead_letters import Sealer, letter_id_of
 
 _OLD = "_old."
@@ -202,8 +204,10 @@ class _Link:
         self._sealer = Sealer(config.dead_letter_key)
         self._key_id = self._sealer.key_id  # A missing key shows before anything is done.
         self._mapping: CampusMapping = load_mapping(config.sources[link.source].mapping)
-        self._harmoniser = Harmoniser(self._mapping)
         self._dsn = config.stores[link.store].dsn
+        self._conn: psycopg.Connection | None = None
+        parents = StoreParents(lambda: self._conn, link.source, self._mapping)
+        self._harmoniser = Harmoniser(self._mapping, Lookups(self._mapping, parents, follow=False))
         self._store = Store(self._dsn, link.name, link.source, self._sealer, now_us)
         # Rows with a change that is refused: what is built on them must wait.
         self._refused: set[tuple[str, str]] = set()
@@ -223,7 +227,7 @@ class _Link:
                         yield Result(one, Became.UNREACHABLE)
                     continue
                 try:
-                    conn = conn or _connect(self._dsn)
+                    conn = self._conn = conn or _connect(self._dsn)
                     result = self._one(conn, one, mine)
                 except (psycopg.Error, StoreUnavailable):
                     down = True

@@ -17,6 +17,7 @@ from schemas.positions import SEQ_END, Position
 from schemas.tables import Kind, Table
 from transforms.checksum import digest_rows
 from transforms.harmonise import Harmoniser
+from transforms.harmonise.lookups import Lookups
 from transforms.read_rows import ColumnRead, Form, read_rows
 
 # A difference is looked for among the rows of unequal buckets only: memory is this many sums
@@ -152,7 +153,7 @@ class SourceSide:
         self.campus = campus
         self._dsn = dsn
         self._mapping: CampusMapping = load_mapping(mapping)
-        self._harmoniser = Harmoniser(self._mapping)
+        self._parts = self._mapping.tables
         self.tables = tuple(dict.fromkeys(part.table for part in self._mapping.tables.values()))
         self.refused: dict[str, set[int]] = {}
 
@@ -170,18 +171,39 @@ class SourceSide:
             with conn.transaction():
                 conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
                 (covered_lsn,) = conn.execute(_LOG_END).fetchone()
-                yield Reading(read_lsn, covered_lsn, lambda table: self._rows(conn, table))
+                yield Reading(
+                    read_lsn,
+                    covered_lsn,
+                    lambda table: self._rows(table, lambda name: self._read(conn, name)),
+                )
 
-    def _rows(self, conn: psycopg.Connection, table: str) -> Iterator[Rows]:
-        for name, part in self._mapping.tables.items():
-            if part.table == table:
-                columns = [
-                    ColumnRead(column, f"{_quoted(column)}::text", Form.TEXT)
-                    for column in part.needed
-                ]
-                place = ".".join(_quoted(word) for word in name.split(".", 1))
-                for batch in read_rows(conn, columns, place):
-                    yield self._harmonised(TABLES[table], name, batch)
+    def _read(self, conn: psycopg.Connection, name: str) -> Iterator[RawChanges]:
+        columns = [
+            ColumnRead(column, f"{_quoted(column)}::text", Form.TEXT)
+            for column in self._parts[name].needed
+        ]
+        place = ".".join(_quoted(word) for word in name.split(".", 1))
+        for batch in read_rows(conn, columns, place):
+            yield _as_snapshot(name, batch)
+
+    def _rows(self, table: str, read: Callable[[str], Iterator[RawChanges]]) -> Iterator[Rows]:
+        """Reads the source tables that feed a canonical one; those that they lean on, first."""
+        harmoniser = Harmoniser(self._mapping, Lookups(self._mapping, follow=False))
+        own = [name for name, part in self._parts.items() if part.table == table]
+        wanted = self._with_parents(own)
+        for generation, name in enumerate(name for name in self._parts if name in wanted):
+            for raw in read(name):
+                rows = self._canonical(harmoniser, TABLES[self._parts[name].table], raw, generation)
+                if name in own:
+                    yield rows
+
+    def _with_parents(self, names: list[str]) -> set[str]:
+        wanted = set(names)
+        for name in reversed(self._parts):  # A parent stands before its children.
+            parent = self._parts[name].parent
+            if name in wanted and parent is not None:
+                wanted.add(parent.table)
+        return wanted
 
     def id_of(self, reject: Reject) -> tuple[str, str] | None:
         """Returns canonical table and record id of a refused change, None if it names no row."""
@@ -193,22 +215,10 @@ class SourceSide:
         values = [reject.row.get(column) for column in part.id]
         return None if None in values else (part.table, "|".join(values))
 
-    def _harmonised(self, table: Table, name: str, batch: pa.RecordBatch) -> Rows:
-        n = batch.num_rows
-        meta = {
-            "_op": pa.array(np.full(n, Op.SNAPSHOT, np.uint8)),
-            "_lsn": pa.array(np.zeros(n, np.int64)),
-            "_seq": pa.array(np.arange(1, n + 1, dtype=np.int32)),
-            "_commit_us": pa.array(np.zeros(n, np.int64)),
-            "_unchanged": pa.array(np.zeros(n, np.uint64)),
-        }
-        arrays, names = [*meta.values(), *batch.columns], [*meta, *batch.schema.names]
-        changes = {name: pa.RecordBatch.from_arrays(arrays, names=names)}
-        raw = RawChanges(Position(0, 0), Position(0, SEQ_END), n, 0, changes)
-        return self._canonical(table, raw)
-
-    def _canonical(self, table: Table, raw: RawChanges) -> Rows:
-        harmonised = self._harmoniser.apply(raw)
+    def _canonical(
+        self, harmoniser: Harmoniser, table: Table, raw: RawChanges, generation: int
+    ) -> Rows:
+        harmonised = harmoniser.apply(_at(raw, generation))
         for reject in harmonised.rejects:
             if (found := self.id_of(reject)) is not None:
                 self.refused.setdefault(found[0], set()).add(hash_id(found[1]))
@@ -295,6 +305,33 @@ def words_of(digests: pa.Array) -> np.ndarray:
     return words
 
 
+def _as_snapshot(name: str, batch: pa.RecordBatch) -> RawChanges:
+    n = batch.num_rows
+    meta = {
+        "_op": pa.array(np.full(n, Op.SNAPSHOT, np.uint8)),
+        "_lsn": pa.array(np.zeros(n, np.int64)),
+        "_seq": pa.array(np.arange(1, n + 1, dtype=np.int32)),
+        "_commit_us": pa.array(np.zeros(n, np.int64)),
+        "_unchanged": pa.array(np.zeros(n, np.uint64)),
+    }
+    arrays, names = [*meta.values(), *batch.columns], [*meta, *batch.schema.names]
+    changes = {name: pa.RecordBatch.from_arrays(arrays, names=names)}
+    return RawChanges(Position(0, 0), Position(0, SEQ_END), n, 0, changes)
+
+
+def _at(raw: RawChanges, generation: int) -> RawChanges:
+    """Returns the same rows at a place behind their parents', who are of an earlier generation."""
+    tables = {}
+    for name, rows in raw.tables.items():
+        at = rows.schema.get_field_index("_lsn")
+        lsn = pa.array(np.full(rows.num_rows, generation, np.int64))
+        tables[name] = rows.set_column(at, rows.schema.field(at), lsn)
+    return RawChanges(
+        Position(generation, 0), Position(generation, SEQ_END), raw.captured, 0, tables,
+        rejects=raw.rejects,
+    )  # fmt: skip
+
+
 class MariadbSide(SourceSide):
     """The same of a MariaDB or MySQL source, by the snapshot that a link starts with."""
 
@@ -305,24 +342,26 @@ class MariadbSide(SourceSide):
         Raises:
           CampusSyncError: it cannot be read.
         """
+        from transforms.capture.mariadb.places import TRANSACTION
         from transforms.capture.mariadb.snapshot import consistent_point, snapshot
 
-        def rows(table: str) -> Iterator[Rows]:
-            parts = {n: p for n, p in self._mapping.tables.items() if p.table == table}
-            for name, part in parts.items():
-                for raw in snapshot(
-                    point,
-                    (name,),
-                    batch_rows=_MARIADB_ROWS,
-                    batch_bytes=_MARIADB_BYTES,
-                    keys={name: part.id},
-                    columns={name: part.needed},
-                ):
-                    if raw.tables:
-                        yield self._canonical(TABLES[table], raw)
+        def read(name: str) -> Iterator[RawChanges]:
+            part = self._parts[name]
+            for raw in snapshot(
+                point,
+                (name,),
+                batch_rows=_MARIADB_ROWS,
+                batch_bytes=_MARIADB_BYTES,
+                keys={name: part.id},
+                columns={name: part.needed},
+            ):
+                if raw.tables:
+                    yield raw
 
         with consistent_point(self._dsn) as point:
-            yield Reading(point.lsn, point.lsn, rows)
+            # A ledger at the log's end stands at the border, before every snapshot there.
+            border = point.lsn - point.lsn % (TRANSACTION + 1)
+            yield Reading(point.lsn, border, lambda table: self._rows(table, read))
 
 
 def _connect(dsn: str) -> psycopg.Connection:

@@ -116,6 +116,10 @@ CREATE TABLE IF NOT EXISTS consult.visit (
 ) WITH (fillfactor = 50);
 CREATE INDEX IF NOT EXISTS visit_patient
     ON consult.visit ("patient_id", campus);
+CREATE INDEX IF NOT EXISTS visit_parent
+    ON consult.visit (parent_ref, campus) WHERE parent_ref IS NOT NULL;
+CREATE INDEX IF NOT EXISTS visit_awaiting
+    ON consult.visit (campus, src_table) WHERE remarks ^@ 'awaiting_parent';
 CREATE TABLE IF NOT EXISTS consult.medical_order (
     campus text COLLATE "C" NOT NULL,
     record_id text COLLATE "C" NOT NULL,
@@ -144,6 +148,10 @@ CREATE TABLE IF NOT EXISTS consult.medical_order (
 ) WITH (fillfactor = 50);
 CREATE INDEX IF NOT EXISTS medical_order_patient
     ON consult.medical_order ("patient_id", campus);
+CREATE INDEX IF NOT EXISTS medical_order_parent
+    ON consult.medical_order (parent_ref, campus) WHERE parent_ref IS NOT NULL;
+CREATE INDEX IF NOT EXISTS medical_order_awaiting
+    ON consult.medical_order (campus, src_table) WHERE remarks ^@ 'awaiting_parent';
 CREATE TABLE IF NOT EXISTS consult.lab_result (
     campus text COLLATE "C" NOT NULL,
     record_id text COLLATE "C" NOT NULL,
@@ -181,6 +189,10 @@ CREATE TABLE IF NOT EXISTS consult.lab_result (
 ) WITH (fillfactor = 50);
 CREATE INDEX IF NOT EXISTS lab_result_patient
     ON consult.lab_result ("patient_id", campus);
+CREATE INDEX IF NOT EXISTS lab_result_parent
+    ON consult.lab_result (parent_ref, campus) WHERE parent_ref IS NOT NULL;
+CREATE INDEX IF NOT EXISTS lab_result_awaiting
+    ON consult.lab_result (campus, src_table) WHERE remarks ^@ 'awaiting_parent';
 CREATE TABLE IF NOT EXISTS consult.vital_sign (
     campus text COLLATE "C" NOT NULL,
     record_id text COLLATE "C" NOT NULL,
@@ -211,6 +223,10 @@ CREATE TABLE IF NOT EXISTS consult.vital_sign (
 ) WITH (fillfactor = 90);
 CREATE INDEX IF NOT EXISTS vital_sign_patient
     ON consult.vital_sign ("patient_id", campus);
+CREATE INDEX IF NOT EXISTS vital_sign_parent
+    ON consult.vital_sign (parent_ref, campus) WHERE parent_ref IS NOT NULL;
+CREATE INDEX IF NOT EXISTS vital_sign_awaiting
+    ON consult.vital_sign (campus, src_table) WHERE remarks ^@ 'awaiting_parent';
 CREATE TABLE IF NOT EXISTS consult.diagnosis (
     campus text COLLATE "C" NOT NULL,
     record_id text COLLATE "C" NOT NULL,
@@ -239,6 +255,10 @@ CREATE TABLE IF NOT EXISTS consult.diagnosis (
 ) WITH (fillfactor = 90);
 CREATE INDEX IF NOT EXISTS diagnosis_patient
     ON consult.diagnosis ("patient_id", campus);
+CREATE INDEX IF NOT EXISTS diagnosis_parent
+    ON consult.diagnosis (parent_ref, campus) WHERE parent_ref IS NOT NULL;
+CREATE INDEX IF NOT EXISTS diagnosis_awaiting
+    ON consult.diagnosis (campus, src_table) WHERE remarks ^@ 'awaiting_parent';
 CREATE TABLE IF NOT EXISTS consult.prescription (
     campus text COLLATE "C" NOT NULL,
     record_id text COLLATE "C" NOT NULL,
@@ -273,6 +293,10 @@ CREATE TABLE IF NOT EXISTS consult.prescription (
 ) WITH (fillfactor = 50);
 CREATE INDEX IF NOT EXISTS prescription_patient
     ON consult.prescription ("patient_id", campus);
+CREATE INDEX IF NOT EXISTS prescription_parent
+    ON consult.prescription (parent_ref, campus) WHERE parent_ref IS NOT NULL;
+CREATE INDEX IF NOT EXISTS prescription_awaiting
+    ON consult.prescription (campus, src_table) WHERE remarks ^@ 'awaiting_parent';
 CREATE TABLE IF NOT EXISTS consult.emr_document (
     campus text COLLATE "C" NOT NULL,
     record_id text COLLATE "C" NOT NULL,
@@ -302,6 +326,10 @@ CREATE TABLE IF NOT EXISTS consult.emr_document (
 ) WITH (fillfactor = 50);
 CREATE INDEX IF NOT EXISTS emr_document_patient
     ON consult.emr_document ("patient_id", campus);
+CREATE INDEX IF NOT EXISTS emr_document_parent
+    ON consult.emr_document (parent_ref, campus) WHERE parent_ref IS NOT NULL;
+CREATE INDEX IF NOT EXISTS emr_document_awaiting
+    ON consult.emr_document (campus, src_table) WHERE remarks ^@ 'awaiting_parent';
 CREATE TABLE IF NOT EXISTS consult.consultation (
     campus text COLLATE "C" NOT NULL,
     record_id text COLLATE "C" NOT NULL,
@@ -334,6 +362,10 @@ CREATE TABLE IF NOT EXISTS consult.consultation (
 ) WITH (fillfactor = 50);
 CREATE INDEX IF NOT EXISTS consultation_patient
     ON consult.consultation ("patient_id", campus);
+CREATE INDEX IF NOT EXISTS consultation_parent
+    ON consult.consultation (parent_ref, campus) WHERE parent_ref IS NOT NULL;
+CREATE INDEX IF NOT EXISTS consultation_awaiting
+    ON consult.consultation (campus, src_table) WHERE remarks ^@ 'awaiting_parent';
 CREATE TABLE IF NOT EXISTS consult.lab_report (
     campus text COLLATE "C" NOT NULL,
     record_id text COLLATE "C" NOT NULL,
@@ -363,6 +395,10 @@ CREATE TABLE IF NOT EXISTS consult.lab_report (
 ) WITH (fillfactor = 50);
 CREATE INDEX IF NOT EXISTS lab_report_patient
     ON consult.lab_report ("patient_id", campus);
+CREATE INDEX IF NOT EXISTS lab_report_parent
+    ON consult.lab_report (parent_ref, campus) WHERE parent_ref IS NOT NULL;
+CREATE INDEX IF NOT EXISTS lab_report_awaiting
+    ON consult.lab_report (campus, src_table) WHERE remarks ^@ 'awaiting_parent';
 CREATE TABLE IF NOT EXISTS consult.allergy (
     campus text COLLATE "C" NOT NULL,
     record_id text COLLATE "C" NOT NULL,
@@ -390,6 +426,10 @@ CREATE TABLE IF NOT EXISTS consult.allergy (
 ) WITH (fillfactor = 90);
 CREATE INDEX IF NOT EXISTS allergy_patient
     ON consult.allergy ("patient_id", campus);
+CREATE INDEX IF NOT EXISTS allergy_parent
+    ON consult.allergy (parent_ref, campus) WHERE parent_ref IS NOT NULL;
+CREATE INDEX IF NOT EXISTS allergy_awaiting
+    ON consult.allergy (campus, src_table) WHERE remarks ^@ 'awaiting_parent';
 CREATE TABLE IF NOT EXISTS consult.staff (
     campus text COLLATE "C" NOT NULL,
     record_id text COLLATE "C" NOT NULL,

@@ -22,6 +22,8 @@ from transforms.capture.source_log import GapFound, LogStream, source_log
 from transforms.capture.spool import Spool
 from transforms.capture.warm_up import warm_up
 from transforms.deliver import ledger
+from transforms.harmonise.lookups import Lookups
+from transforms.harmonise.parents_in_store import StoreParents
 from transforms.parking import HERE
 from transforms.turns import turn
 
@@ -97,6 +99,10 @@ class LinkReader:
         self._preparer: Preparer | None = None
         self._mapping = load_mapping(settings.mapping)
         self._log = source_log(settings, self._mapping, now_us, monotonic)
+        parents = StoreParents(self._asking, settings.source, self._mapping)
+        has_parents = any(table.parent for table in self._mapping.tables.values())
+        self._lookups = Lookups(self._mapping, parents) if has_parents else None
+        self._asked: psycopg.Connection | None = None
         self._joined = False
         self._confirmed_lsn = 0
         self._published: dict[str, str] = {}
@@ -193,6 +199,8 @@ class LinkReader:
         with self._changed:
             self._spool.close()
             self._urgent_spool.close()
+        if self._asked is not None:
+            self._asked.close()
         for lane in Lane:
             HERE.clear(self._settings.name, lane)
 
@@ -204,7 +212,9 @@ class LinkReader:
             if self._preparer is None:
                 escalations = ledger.escalations(store, settings.source)
                 warm_up(settings, self._mapping)
-                self._preparer = Preparer(settings, self._mapping, escalations)
+                self._preparer = Preparer(
+                    settings, self._mapping, escalations, lookups=self._lookups
+                )
             self._log.require_covered()
             applied = self._read_to if self._joined else self._ledger.routine
             state = self._log.state(applied)
@@ -279,6 +289,8 @@ class LinkReader:
                 self._wait_for_room(stream)
                 if now - looked_at >= _LOOK_AT_PUBLICATION_S:
                     looked_at = now
+                    if self._lookups is not None and self._lookups.waiting:
+                        self._lookups.doubt()  # A parent may have come by a replay.
                     if self._log.memberships() != self._published:
                         return
                 if reading.trickle:
@@ -292,6 +304,8 @@ class LinkReader:
 
     def _take(self, raw: RawChanges) -> None:
         """Prepares one stretch and queues it in both lanes."""
+        if self._lookups is not None:
+            self._lookups.acknowledged(self._ledger.routine or START)
         with turn(raw.captured):
             prepared = self._preparer.prepare(raw, self._read_to, self._now_us())
         with self._changed:
@@ -306,8 +320,22 @@ class LinkReader:
             self._read_to = raw.end
             self._changed.notify_all()
 
+    def _asking(self) -> psycopg.Connection:
+        """Returns a connection on which the store is asked for parents."""
+        if self._asked is None or self._asked.closed:
+            self._asked = ledger.connect(self._settings.store_dsn)
+        return self._asked
+
+    @property
+    def _full(self) -> bool:
+        if self._lookups is not None:
+            self._lookups.acknowledged(self._ledger.routine or START)
+            if self._lookups.crowded:
+                return True
+        return self._spool.full
+
     def _wait_for_room(self, stream: LogStream | None = None) -> None:
-        while self._spool.full and not self._stopping.is_set():
+        while self._full and not self._stopping.is_set():
             if stream is not None:
                 stream.keep_alive()
                 stream.acknowledge(self._acknowledgeable_lsn())

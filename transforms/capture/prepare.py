@@ -16,6 +16,7 @@ from schemas.positions import Position
 from transforms.checksum import digest_rows, manifest
 from transforms.classify_lanes import Classifier, Escalations
 from transforms.harmonise import Harmoniser
+from transforms.harmonise.lookups import Lookups
 from transforms.join_batches import concat_rows
 from transforms.seal_dead_letters import Sealer
 
@@ -49,6 +50,7 @@ class Preparer:
     Args:
       settings: the link. mapping: of its source. silent: log nothing of what is odd.
       escalations: who is under emergency when reading starts, from the store.
+      lookups: what is known of parents, where the mapping has any.
     """
 
     def __init__(
@@ -57,9 +59,10 @@ class Preparer:
         mapping: CampusMapping,
         escalations: Escalations,
         silent: bool = False,
+        lookups: Lookups | None = None,
     ):
         self._settings = settings
-        self._harmoniser = Harmoniser(mapping)
+        self._harmoniser = Harmoniser(mapping, lookups)
         self._classifier = Classifier(load_rules(settings.rules), settings.source)
         self._sealer = Sealer(settings.key_ref)
         self._escalations = escalations
@@ -73,6 +76,8 @@ class Preparer:
         classified = self._classifier.classify(harmonised.tables, self._escalations)
         for note, count in harmonised.notes.items():
             self._tell(f"{note.src_table}.{note.column}: {note.what}", count)
+        for unknown, count in harmonised.unknown_codes.items():
+            self._tell(f"{unknown.src_table}.{unknown.column}: not in {unknown.code_list}", count)
         self._tell("alarming values in a unit that no limit has", classified.unit_mismatches)
         self._escalations = self._escalations.after(classified.escalations)
         routine = ChangeBatch(
@@ -80,7 +85,7 @@ class Preparer:
             lane=Lane.ROUTINE,
             begin=begin,
             end=raw.end,
-            captured=raw.captured + len(raw.truncates),
+            captured=raw.captured + len(raw.truncates) + harmonised.reissued,
             commit_us_max=raw.commit_us_max,
             watermark_us=raw.commit_us_max - WATERMARK_SLACK_US,
             read_us=read_us,

@@ -19,6 +19,10 @@ def warm_up(settings: LinkSettings, mapping: CampusMapping) -> None:
     A machine that runs this software for the first time compiles for some ten seconds, in
     which no sign of life could reach a source; later starts load what was compiled.
     """
+    if settings.source_kind == "mariadb":
+        from transforms.capture.mariadb.warm_up import warm_up as warm_up_binlog
+
+        warm_up_binlog()
     preparer = Preparer(settings, mapping, Escalations(), silent=True)
     for name, table in mapping.tables.items():
         for raw in warm_up_decoder(name, table.needed, table.id):

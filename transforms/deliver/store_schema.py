@@ -140,6 +140,19 @@ def table_ddl(table: Table) -> str:
         f") WITH (fillfactor = {fillfactor});\n"
         f"CREATE INDEX IF NOT EXISTS {table.name}_patient\n"
         f"    ON consult.{table.name} ({quoted(table.patient)}, campus);\n"
+        f"{_family_ddl(table)}"
+    )
+
+
+def _family_ddl(table: Table) -> str:
+    """Indexes over rows that refer to a parent, which cost nothing where there are none."""
+    if "parent_ref" not in table.by_name:
+        return ""
+    return (
+        f"CREATE INDEX IF NOT EXISTS {table.name}_parent\n"
+        f"    ON consult.{table.name} (parent_ref, campus) WHERE parent_ref IS NOT NULL;\n"
+        f"CREATE INDEX IF NOT EXISTS {table.name}_awaiting\n"
+        f"    ON consult.{table.name} (campus, src_table) WHERE remarks ^@ 'awaiting_parent';\n"
     )
 
 

@@ -1,0 +1,146 @@
+"""A ten-year-old GBK campus end to end: MariaDB's binlog into a real store, killed and compared."""
+
+import pathlib
+
+import psycopg
+import pytest
+import yaml
+
+from pipelines.compare import compare
+from runners.embedded.mariadb import MariaDbServer
+from runners.preflight import Severity, check
+from runners.run import prepare_stores
+from schemas.config import load
+from schemas.links import LinkSettings
+from tests.faults.harness import QUICK, Link, Network, until
+from transforms.capture.mariadb.state import state
+from transforms.seal_dead_letters import make_key
+
+pytest_plugins = ["tests.fixtures_mariadb"]
+
+CAMPUS_B = (
+    "CREATE TABLE MS_BRDA(BRID INT PRIMARY KEY, MZHM VARCHAR(12), BRXM VARCHAR(20),"
+    " BRXB VARCHAR(4), CSNY VARCHAR(10), SFZH VARCHAR(18), JTDH VARCHAR(30), XGSJ DATETIME)",
+    "CREATE TABLE JYJG(JYXH BIGINT PRIMARY KEY, BRID INT, XMDM VARCHAR(10), JG VARCHAR(40),"
+    " ZFPB TINYINT)",
+)
+MAPPING = """\
+version: 1
+description: A GBK HIS, its patients and results
+zone: +08:00
+code_lists:
+  sex: {codes: {1: 1, 2: 2, 男: 1, 女: 2}}
+tables:
+  his.MS_BRDA:
+    table: patient
+    id: BRID
+    columns:
+      patient_id: MZHM
+      name: BRXM
+      sex: {from: BRXB, codes: sex}
+      birth_date: {from: CSNY, formats: ['%Y.%m.%d', '%Y-%m-%d']}
+      id_no: SFZH
+      phone: JTDH
+      updated_at: XGSJ
+    absent: [abo, allergies, rh]
+  his.JYJG:
+    table: lab_result
+    id: JYXH
+    parent: {table: his.MS_BRDA, by: BRID}
+    columns:
+      patient_id: {parent: patient_id}
+      item_code: XMDM
+      value_text: JG
+    deleted_when: {column: ZFPB, values: [1]}
+    absent: [collected_at, comparator, critical, flag, item_name, raw_unit, raw_value,
+             reference_high, reference_low, reported_at, status, unit, updated_at, value, visit_no]
+"""
+PATIENT = "INSERT INTO MS_BRDA VALUES (%s, %s, %s, %s, '1966.3.5', NULL, '13800000000', now())"
+RESULT = "INSERT INTO JYJG VALUES (%s, %s, 'K', %s, 0)"
+
+
+class Campus:
+    """The server, its database, the store and the link between them."""
+
+    def __init__(self, server: MariaDbServer, store: str, folder: pathlib.Path):
+        self.server = server
+        server.create_database("his")
+        self.execute(*CAMPUS_B)
+        make_key(folder / "key")
+        (folder / "campus_b.yaml").write_text(MAPPING, encoding="utf-8")
+        content = {
+            "version": 1,
+            "sources": {
+                "east": {
+                    "kind": "mariadb",
+                    "dsn": server.dsn("his"),
+                    "mapping": "campus_b.yaml",
+                }
+            },
+            "stores": {"primary": {"dsn": store}},
+            "dead_letter_key": "file:key",
+            "limits": QUICK,
+        }
+        (folder / "campuses.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+        self.config = load(folder / "campuses.yaml")
+        prepare_stores(self.config)
+
+    @property
+    def settings(self) -> LinkSettings:
+        (link,) = self.config.links()
+        return self.config.settings(link)
+
+    def execute(self, *statements: str, rows: list[tuple] | None = None) -> None:
+        with self.server.connect("his") as connection, connection.cursor() as cursor:
+            for statement in statements:
+                cursor.executemany(statement, rows) if rows else cursor.execute(statement)
+            connection.commit()
+
+    def ask(self, query: str) -> list[tuple]:
+        with psycopg.connect(self.store) as connection:
+            return connection.execute(query).fetchall()
+
+    @property
+    def store(self) -> str:
+        return self.config.stores["primary"].dsn
+
+    def drain(self) -> None:
+        end = state(self.server.dsn("his")).log_end_lsn - 62  # The border: all before it has come.
+        reached = "SELECT lsn FROM sync.progress WHERE lane = 'routine'"
+        until(lambda: any(lsn >= end for (lsn,) in self.ask(reached)), 60, "the log's end")
+
+
+@pytest.fixture
+def campus(make_mariadb, database, tmp_path):
+    return Campus(make_mariadb(), database, tmp_path)
+
+
+def test_is_equal_after_kills_and_loss(campus):
+    """Snapshot, GBK text, late parents, voided rows, a killed server and a lossy network."""
+    campus.execute(PATIENT, rows=[(i, f"B{i}", f"张{i}", "男") for i in range(500)])
+    campus.execute(RESULT, rows=[(i, i % 600, "6.8") for i in range(2000)])
+    assert not [f for f in check(campus.config) if f.severity is Severity.ERROR]
+    with Link(campus.settings, Network(7, lost=0.2, repeated=0.2, waiting=4)):
+        campus.drain()
+        campus.execute(PATIENT, rows=[(i, f"B{i}", "欧阳", "女") for i in range(500, 600)])
+        campus.execute("UPDATE JYJG SET JG = '阴性(-)' WHERE MOD(JYXH, 3) = 0")
+        campus.server.kill()
+        campus.server.restart()
+        campus.execute("UPDATE JYJG SET ZFPB = 1 WHERE JYXH < 100")
+        campus.execute("UPDATE MS_BRDA SET MZHM = 'B0-new' WHERE BRID = 0")
+        campus.execute("DELETE FROM JYJG WHERE JYXH >= 1900")
+        campus.drain()
+    comparison = compare(campus.config, show_keys=True)
+    assert comparison.equal, comparison
+    assert comparison.rows > 4000
+    (waiting,) = campus.ask("SELECT count(*) FROM consult.lab_result WHERE patient_id IS NULL")
+    assert waiting == (0,)
+    results = "SELECT patient_id, value_text FROM consult.lab_result WHERE record_id = '600'"
+    assert campus.ask(results) == [("B0-new", "阴性(-)")]
+    live = campus.ask("SELECT count(*) FROM consult.lab_result WHERE NOT deleted")
+    assert live == [(1800,)]
+    (counts,) = campus.ask(
+        "SELECT captured, delivered + duplicates + superseded + held + dead FROM sync.progress"
+        " WHERE lane = 'routine'"
+    )
+    assert counts[0] == counts[1]

@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterable, Sequence
 
 import psycopg
 
+from pipelines.source_clocks import log_end
 from schemas.batches import Lane
 from schemas.config import PRIMARY, Config, Link, Objectives
+from schemas.errors import CampusSyncError
 from schemas.positions import START, Position
 from schemas.receipts import Counts
 from schemas.reports import (
@@ -54,11 +56,15 @@ class Slot:
 
 @dataclasses.dataclass(frozen=True)
 class SourceFacts:
-    """One source now: end of its log, its clock, and slots by name."""
+    """One source now: end of its log, its clock, and slots by name.
+
+    `units_per_byte` tells how the distance of two of its LSNs is read; 0: it is no length.
+    """
 
     wal_lsn: int
     clock_us: int
     slots: dict[str, Slot]
+    units_per_byte: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,6 +236,8 @@ class Observer:
         return found["source"], found["store"]
 
     def _one(self, kind: str, name: str, dsn: str, find: Callable):
+        if kind == "source" and self._config.sources[name].kind != "postgresql":
+            return self._slotless(name)
         try:
             conn = self._conns.get((kind, name))
             if conn is None or conn.closed:
@@ -248,6 +256,16 @@ class Observer:
             if (conn := self._conns.pop((kind, name), None)) is not None:
                 conn.close()
             return None
+
+    def _slotless(self, name: str) -> SourceFacts | None:
+        """Facts of a source that keeps its log for nobody in particular."""
+        try:
+            end = log_end(self._config.sources[name])
+        except CampusSyncError:
+            return None
+        own = [link.slot for link in self._config.links() if link.source == name]
+        slots = dict.fromkeys(own, Slot(True, "none", 0, 0))
+        return SourceFacts(end.lsn, end.clock_us, slots, end.units_per_byte)
 
 
 class PairWatch:
@@ -348,7 +366,10 @@ def _health(
     backlog = lag_ms = None
     if source is not None and ledger is not None:
         applied = Position(ledger.lsn, ledger.seq).acknowledgeable_lsn
-        backlog = max(0, source.wal_lsn - applied)
+        left = max(0, source.wal_lsn - applied)
+        backlog = (
+            left // source.units_per_byte if source.units_per_byte else (0 if not left else None)
+        )
     if ledger is not None and ledger.watermark_us:
         # The watermark of a source at rest stands still with its log: nothing is missing then.
         clock_us = source.clock_us if source else now_us

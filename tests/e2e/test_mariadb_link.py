@@ -7,11 +7,14 @@ import pytest
 import yaml
 
 from pipelines.compare import compare
+from pipelines.sla_report import Observer
 from runners.embedded.mariadb import MariaDbServer
 from runners.preflight import Severity, check
 from runners.run import prepare_stores
+from schemas.clocks import wall_clock_us
 from schemas.config import load
 from schemas.links import LinkSettings
+from schemas.reports import State
 from tests.faults.harness import QUICK, Link, Network, until
 from transforms.capture.mariadb.state import state
 from transforms.seal_dead_letters import make_key
@@ -130,6 +133,9 @@ def test_is_equal_after_kills_and_loss(campus):
         campus.execute("UPDATE MS_BRDA SET MZHM = 'B0-new' WHERE BRID = 0")
         campus.execute("DELETE FROM JYJG WHERE JYXH >= 1900")
         campus.drain()
+    with Observer(campus.config) as observer:
+        (view,) = observer.view(wall_clock_us()).links
+    assert (view.health.state, view.health.backlog_bytes) == (State.UP, 0), view.health
     comparison = compare(campus.config, show_keys=True)
     assert comparison.equal, comparison
     assert comparison.rows > 4000

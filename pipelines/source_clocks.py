@@ -1,0 +1,39 @@
+"""Where the log of a source that is not PostgreSQL ends, and what its clock says."""
+
+import typing
+from urllib.parse import urlsplit
+
+from schemas.clocks import wall_clock_us
+from schemas.config import Source
+
+
+class LogEnd(typing.NamedTuple):
+    """Attributes:
+    lsn: everything committed now lies before it. clock_us: the source's clock.
+    units_per_byte: of the distance between two lsns; 0 where it is no length.
+    """
+
+    lsn: int
+    clock_us: int
+    units_per_byte: int
+
+
+def log_end(source: Source) -> LogEnd:
+    """Returns the end of a MariaDB source's log or of a topic.
+
+    Raises:
+      CampusSyncError: it cannot be reached.
+    """
+    if source.kind == "mariadb":
+        from transforms.capture.mariadb.places import TRANSACTION
+        from transforms.capture.mariadb.state import state
+
+        found = state(source.dsn)
+        # The border, at which a ledger stands that has everything before it.
+        border = found.log_end_lsn - found.log_end_lsn % (TRANSACTION + 1)
+        return LogEnd(border, found.now_us, TRANSACTION + 1)
+    from transforms.capture.debezium.topic import topic_state
+
+    place = urlsplit(source.dsn)
+    topic = topic_state(place.netloc, place.path.strip("/"), source.kafka)
+    return LogEnd(topic.newest.lsn, wall_clock_us(), 0)

@@ -91,6 +91,12 @@ def _add_operate(verbs) -> None:
     letters.add_argument("--json", action="store_true")
     letters.set_defaults(handler=_verb("runners.dead_letters", "dead_letters"), more="letter")
 
+    codes = verbs.add_parser("codes", help="codes that the mappings' dictionaries lack")
+    codes.add_argument("action", choices=["list"])
+    _add_config(codes)
+    codes.add_argument("--json", action="store_true")
+    codes.set_defaults(handler=_verb("runners.codes", "codes"))
+
     reseed = verbs.add_parser("reseed", help="snapshot a link again after a restored source")
     reseed.add_argument("link", help="source>store")
     _add_config(reseed)

@@ -140,6 +140,7 @@ class ChangeBatch:
       dead: refused changes. holds: truncated tables. sweeps: see RawChanges.
       manifest: as counted at capture, per table and window.
       escalations: opened or closed by these changes, `(patient_id, rule, lsn, seq, open)`.
+      codes: that dictionaries lack, `(code list, code, source table, column, how often)`.
       seal: SHA-256 over the rest, checked before the write.
       ticket: of a stub, whose content waits elsewhere (transforms/parking.py).
     """
@@ -158,6 +159,7 @@ class ChangeBatch:
     sweeps: tuple[tuple[str, Position], ...] = ()
     manifest: tuple[ManifestEntry, ...] = ()
     escalations: tuple[tuple[str, str, int, int, bool], ...] = ()
+    codes: tuple[tuple[str, str, str, str, int], ...] = ()
     seal: bytes = b""
     ticket: ParkingTicket | None = None
 

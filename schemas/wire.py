@@ -130,6 +130,8 @@ def _header(batch: ChangeBatch) -> dict:
             for letter in batch.dead
         ],
     }
+    if batch.codes:
+        header["codes"] = [list(code) for code in batch.codes]
     if batch.ticket is not None:
         header["ticket"] = list(dataclasses.astuple(batch.ticket))
     return header
@@ -179,6 +181,7 @@ def _decode(encoded: bytes) -> ChangeBatch:
             for table, start, count, digest in header.get("manifest", ())
         ),
         escalations=tuple(tuple(change) for change in header.get("escalations", ())),
+        codes=tuple(tuple(code) for code in header.get("codes", ())),
         seal=bytes.fromhex(header.get("seal", "")),
         ticket=ParkingTicket(*header["ticket"]) if "ticket" in header else None,
     )

@@ -42,6 +42,7 @@ def join_batches(batches: Sequence[ChangeBatch]) -> ChangeBatch:
         sweeps=tuple(sweep for batch in batches for sweep in batch.sweeps),
         manifest=tuple(entry for batch in batches for entry in batch.manifest),
         escalations=tuple(change for batch in batches for change in batch.escalations),
+        codes=tuple(code for batch in batches for code in batch.codes),
     )
 
 

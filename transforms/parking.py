@@ -40,7 +40,7 @@ class Parking:
             held[number] = dataclasses.replace(batch, seal=self._token)
         ticket = ParkingTicket(self._token.hex(), number, batch.rows, batch.nbytes)
         stub = dataclasses.replace(
-            batch, tables={}, dead=(), holds=(), sweeps=(), manifest=(), escalations=(),
+            batch, tables={}, dead=(), holds=(), sweeps=(), manifest=(), escalations=(), codes=(),
             ticket=ticket,
         )  # fmt: skip
         return wire.seal(stub)

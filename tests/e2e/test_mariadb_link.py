@@ -1,5 +1,7 @@
 """A ten-year-old GBK campus end to end: MariaDB's binlog into a real store, killed and compared."""
 
+import argparse
+import json
 import pathlib
 
 import psycopg
@@ -8,6 +10,7 @@ import yaml
 
 from pipelines.compare import compare
 from pipelines.sla_report import Observer
+from runners.codes import codes
 from runners.embedded.mariadb import MariaDbServer
 from runners.preflight import Severity, check
 from runners.run import prepare_stores
@@ -66,7 +69,7 @@ class Campus:
     """The server, its database, the store and the link between them."""
 
     def __init__(self, server: MariaDbServer, store: str, folder: pathlib.Path):
-        self.server = server
+        self.server, self.folder = server, folder
         server.create_database("his")
         self.execute(*CAMPUS_B)
         make_key(folder / "key")
@@ -118,14 +121,14 @@ def campus(make_mariadb, database, tmp_path):
     return Campus(make_mariadb(), database, tmp_path)
 
 
-def test_is_equal_after_kills_and_loss(campus):
+def test_is_equal_after_kills_and_loss(campus, capsys):
     """Snapshot, GBK text, late parents, voided rows, a killed server and a lossy network."""
     campus.execute(PATIENT, rows=[(i, f"B{i}", f"张{i}", "男") for i in range(500)])
     campus.execute(RESULT, rows=[(i, i % 600, "6.8") for i in range(2000)])
     assert not [f for f in check(campus.config) if f.severity is Severity.ERROR]
     with Link(campus.settings, Network(7, lost=0.2, repeated=0.2, waiting=4)):
         campus.drain()
-        campus.execute(PATIENT, rows=[(i, f"B{i}", "欧阳", "女") for i in range(500, 600)])
+        campus.execute(PATIENT, rows=[(i, f"B{i}", "欧阳", "不明") for i in range(500, 600)])
         campus.execute("UPDATE JYJG SET JG = '阴性(-)' WHERE MOD(JYXH, 3) = 0")
         campus.server.kill()
         campus.server.restart()
@@ -139,6 +142,10 @@ def test_is_equal_after_kills_and_loss(campus):
     comparison = compare(campus.config, show_keys=True)
     assert comparison.equal, comparison
     assert comparison.rows > 4000
+    unknown = "SELECT campus, code_list, code, column_name FROM sync.unknown_code"
+    assert campus.ask(unknown) == [("east", "sex", "不明", "BRXB")]
+    assert codes(argparse.Namespace(config=campus.folder / "campuses.yaml", json=True)) == 1
+    assert json.loads(capsys.readouterr().out)[0]["code"] == "不明"
     (waiting,) = campus.ask("SELECT count(*) FROM consult.lab_result WHERE patient_id IS NULL")
     assert waiting == (0,)
     results = "SELECT patient_id, value_text FROM consult.lab_result WHERE record_id = '600'"

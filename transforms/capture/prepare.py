@@ -96,6 +96,7 @@ class Preparer:
             # Here too: the routine ledger may pass an opening whose copy was lost under way, and
             # a reader that starts then would not know the patient.
             escalations=tuple(classified.escalations),
+            codes=tuple((*code, count) for code, count in harmonised.unknown_codes.items()),
         )
         urgent = {
             name: rows.filter(pa.array(classified.masks[name]))
@@ -139,6 +140,7 @@ class Preparer:
             dead=(),
             holds=(),
             sweeps=(),
+            codes=(),
             escalations=prepared.escalations,
         )
 

@@ -78,6 +78,11 @@ INSERT INTO sync.escalation AS e (campus, patient_id, rule, lsn, seq, "open")
 VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT (campus, patient_id) DO UPDATE
 SET rule = excluded.rule, lsn = excluded.lsn, seq = excluded.seq, "open" = excluded."open"
 WHERE (e.lsn, e.seq) < (excluded.lsn, excluded.seq)"""
+# How often is a hint, not a count: a batch that is applied in two parts tells it twice.
+_CODE = """\
+INSERT INTO sync.unknown_code AS c (campus, code_list, code, src_table, column_name, seen)
+VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT (campus, code_list, code, src_table, column_name)
+DO UPDATE SET seen = c.seen + excluded.seen, last_at = now()"""
 _SWEPT = """\
 INSERT INTO sync.sweep AS s (link, src_table, lsn) VALUES (%s, %s, %s)
 ON CONFLICT (link, src_table) DO UPDATE SET lsn = greatest(s.lsn, excluded.lsn)"""
@@ -382,6 +387,7 @@ class _Delivery:
             self._each(_LETTER, [self._letter(letter) for letter in letters])
             self._each(_HOLD, [self._hold(*hold) for b in self._batches for hold in b.holds])
             self._each(_ESCALATE, self._escalations())
+            self._each(_CODE, self._codes())
             if known is not None:
                 self._put_manifest(known)
             ledger.save(
@@ -491,6 +497,13 @@ class _Delivery:
         columns = [list(column) for column in zip(*rows, strict=True)]
         arguments = (self._link, self._lane.value, *columns)
         self._conn.execute(_PUT_MANIFEST, arguments, prepare=True)
+
+    def _codes(self) -> list[tuple]:
+        seen = collections.Counter()
+        for batch in self._batches:
+            for *code, count in batch.codes:
+                seen[*code] += count
+        return [(self._campus, *code, seen[code]) for code in sorted(seen)]
 
     def _escalations(self) -> list[tuple]:
         newest: dict[str, tuple] = {}

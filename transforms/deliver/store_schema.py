@@ -84,6 +84,11 @@ CREATE TABLE IF NOT EXISTS sync.snapshot (
     link text COLLATE "C", lsn bigint, state text NOT NULL CHECK (state IN ('running', 'done')),
     reason text NOT NULL, started_at timestamptz NOT NULL DEFAULT now(),
     finished_at timestamptz, PRIMARY KEY (link, lsn));
+CREATE TABLE IF NOT EXISTS sync.unknown_code (
+    campus text COLLATE "C", code_list text COLLATE "C", code text COLLATE "C",
+    src_table text COLLATE "C", column_name text COLLATE "C", seen bigint NOT NULL,
+    first_at timestamptz NOT NULL DEFAULT now(), last_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (campus, code_list, code, src_table, column_name));
 CREATE TABLE IF NOT EXISTS sync.incident (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, link text NOT NULL, kind text NOT NULL,
     detail text NOT NULL DEFAULT '', state text NOT NULL DEFAULT 'open',

@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 # Two cores serve two test workers: servers and job wait more than they compute.
 WORKERS ?= 2
 
-.PHONY: demo test check bench soak lint clean
+.PHONY: demo test check bench lint clean
 
 demo: $(VENV)/.ready
 	$(BIN)/campus-sync demo --report-dir report

@@ -1,6 +1,7 @@
 """A ten-year-old GBK campus end to end: MariaDB's binlog into a real store, killed and compared."""
 
 import argparse
+import itertools
 import json
 import pathlib
 
@@ -8,9 +9,11 @@ import psycopg
 import pytest
 import yaml
 
+import runners.embedded
 from pipelines.compare import compare
 from pipelines.sla_report import Observer
 from runners.codes import codes
+from runners.embedded.campus_b import MariaDbDialect
 from runners.embedded.mariadb import MariaDbServer
 from runners.preflight import Severity, check
 from runners.run import prepare_stores
@@ -19,11 +22,13 @@ from schemas.config import load
 from schemas.links import LinkSettings
 from schemas.reports import State
 from tests.faults.harness import QUICK, Link, Network, until
+from tests.unit.test_dialects import tell
 from transforms.capture.mariadb.state import state
 from transforms.seal_dead_letters import make_key
 
 pytest_plugins = ["tests.fixtures_mariadb"]
 
+SCRIPT = pathlib.Path(runners.embedded.__file__).with_name("campus_b.sql")
 CAMPUS_B = (
     "CREATE TABLE MS_BRDA(BRID INT PRIMARY KEY, MZHM VARCHAR(12), BRXM VARCHAR(20),"
     " BRXB VARCHAR(4), CSNY VARCHAR(10), SFZH VARCHAR(18), JTDH VARCHAR(30), XGSJ DATETIME)",
@@ -68,10 +73,8 @@ RESULT = "INSERT INTO JYJG VALUES (%s, %s, 'K', %s, 0)"
 class Campus:
     """The server, its database, the store and the link between them."""
 
-    def __init__(self, server: MariaDbServer, store: str, folder: pathlib.Path):
+    def __init__(self, server: MariaDbServer, store: str, folder: pathlib.Path, mapping: str):
         self.server, self.folder = server, folder
-        server.create_database("his")
-        self.execute(*CAMPUS_B)
         make_key(folder / "key")
         (folder / "campus_b.yaml").write_text(MAPPING, encoding="utf-8")
         content = {
@@ -80,7 +83,7 @@ class Campus:
                 "east": {
                     "kind": "mariadb",
                     "dsn": server.dsn("his"),
-                    "mapping": "campus_b.yaml",
+                    "mapping": mapping,
                 }
             },
             "stores": {"primary": {"dsn": store}},
@@ -112,13 +115,21 @@ class Campus:
 
     def drain(self) -> None:
         end = state(self.server.dsn("his")).log_end_lsn - 62  # The border: all before it has come.
-        reached = "SELECT lsn FROM sync.progress WHERE lane = 'routine'"
-        until(lambda: any(lsn >= end for (lsn,) in self.ask(reached)), 60, "the log's end")
+        reached = (
+            f"SELECT FROM sync.progress WHERE lane = 'routine' AND lsn >= {end} AND NOT EXISTS"
+            " (SELECT FROM sync.snapshot WHERE state = 'running') AND NOT EXISTS"
+            " (SELECT FROM sync.island)"
+        )
+        until(lambda: self.ask(reached), 90, lambda: str(self.ask("SELECT * FROM sync.progress")))
 
 
 @pytest.fixture
 def campus(make_mariadb, database, tmp_path):
-    return Campus(make_mariadb(), database, tmp_path)
+    server = make_mariadb()
+    server.create_database("his")
+    made = Campus(server, database, tmp_path, "campus_b.yaml")
+    made.execute(*CAMPUS_B)
+    return made
 
 
 def test_is_equal_after_kills_and_loss(campus, capsys):
@@ -157,3 +168,36 @@ def test_is_equal_after_kills_and_loss(campus, capsys):
         " WHERE lane = 'routine'"
     )
     assert counts[0] == counts[1]
+
+
+def test_every_entity_of_the_packaged_campus_b_is_equal(make_mariadb, database, tmp_path):
+    """What its programs do all day, read while they do it, over a network that loses batches."""
+    server = make_mariadb()
+    with server.connect("mysql") as connection, connection.cursor() as cursor:
+        lines = SCRIPT.read_text("utf-8").splitlines()
+        text = "\n".join(line for line in lines if not line.startswith("--"))
+        for statement in filter(str.strip, text.split(";")):
+            cursor.execute(statement)
+    campus = Campus(server, database, tmp_path, "mariadb_his_gbk")
+    told = tell("old", True, MariaDbDialect(), 47, 60)
+    dialect = MariaDbDialect()
+    transactions = [dialect.transaction(step) for step in told.steps]
+    third = len(transactions) // 3
+    with server.connect("his") as connection, connection.cursor() as cursor:
+
+        def work(some: list) -> None:
+            for statement, parameters in itertools.chain.from_iterable(some):
+                cursor.execute(statement, parameters)
+
+        work(transactions[:third])
+        with Link(campus.settings, Network(3, lost=0.2, repeated=0.2, waiting=4)):
+            work(transactions[third : 2 * third])
+            campus.drain()
+        with Link(campus.settings):
+            work(transactions[2 * third :])
+            campus.drain()
+    comparison = compare(campus.config, show_keys=True)
+    assert comparison.equal, [match for match in comparison.tables if not match.equal]
+    filled = {match.table for match in comparison.tables if match.source_rows}
+    assert len(filled) >= 12, filled
+    assert campus.ask("SELECT count(*) FROM sync.dead_letter") == [(0,)]

@@ -97,10 +97,31 @@ def _add_operate(verbs) -> None:
     codes.add_argument("--json", action="store_true")
     codes.set_defaults(handler=_verb("runners.codes", "codes"))
 
+    _add_clinical(verbs)
+
     reseed = verbs.add_parser("reseed", help="snapshot a link again after a restored source")
     reseed.add_argument("link", help="source>store")
     _add_config(reseed)
     reseed.set_defaults(handler=_verb("runners.run", "reseed"))
+
+
+def _add_clinical(verbs) -> None:
+    quality = verbs.add_parser("quality", help="alarms of data quality, and the thirty rules")
+    quality.add_argument("action", choices=["list", "rules", "check"])
+    _add_config(quality)
+    quality.add_argument("--rule", type=int, action="append", default=[], help="list only this")
+    quality.add_argument("--json", action="store_true")
+    quality.set_defaults(handler=_verb("runners.quality", "quality"))
+
+    patients = verbs.add_parser("patients", help="one patient's records at all campuses")
+    patients.add_argument("action", choices=["match", "review", "link", "unlink", "show"])
+    patients.add_argument("what", nargs="*", help="a review's id, a person's, or CAMPUS/PATIENT")
+    _add_config(patients)
+    for option in ("--who", "--why"):
+        patients.add_argument(option)
+    for option in ("--reveal", "--json"):
+        patients.add_argument(option, action="store_true")
+    patients.set_defaults(handler=_verb("runners.patients", "patients"), more="what")
 
 
 def _add_look(verbs) -> None:

@@ -1,0 +1,125 @@
+"""Judge all consult stores by the rules of quality, and gather their alarms."""
+
+import collections.abc
+import dataclasses
+
+import psycopg
+
+from schemas.clocks import wall_clock_us
+from schemas.config import Config
+from schemas.quality_rules import QualityRules
+from transforms.deliver import check_store
+
+_CONNECT_TIMEOUT_S = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class StoreQuality:
+    """One store: what the check came to by campus, or `why` it could not be made."""
+
+    store: str
+    checked: tuple[check_store.Checked, ...] = ()
+    why: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Alarm:
+    """An open alarm; `record_id` is the row's key at its campus, no value of a column is kept."""
+
+    store: str
+    campus: str
+    table: str
+    record_id: str
+    lsn: int
+    seq: int
+    rule: int
+    column: str
+    reason: str
+    noted_at: str
+
+
+@dataclasses.dataclass(frozen=True)
+class AlarmCount:
+    """How many alarms of one kind are open in a store, and how many there ever were."""
+
+    store: str
+    rule: int
+    campus: str
+    table: str
+    column: str
+    reason: str
+    open: int
+    ever: int
+
+
+def check_stores(
+    config: Config,
+    rules: QualityRules,
+    now_us: collections.abc.Callable[[], int] = wall_clock_us,
+    judge_rows: bool = True,
+) -> list[StoreQuality]:
+    """Judges in every store what came since the last time; a store that is down is named.
+
+    To be called again and again; safe beside the sync job and beside itself.
+    """
+    found = []
+    for name, links in links_by_store(config).items():
+        try:
+            with connect(config.stores[name].dsn) as conn:
+                check_store.ensure(conn)
+                checked = [
+                    check_store.check_campus(conn, link, rules, now_us(), judge_rows)
+                    for link in links
+                ]
+            found.append(StoreQuality(name, tuple(checked)))
+        except psycopg.Error as error:
+            found.append(StoreQuality(name, why=reason(error)))
+    return found
+
+
+def gather_alarms(
+    config: Config, rules: collections.abc.Iterable[int] | None = None, limit: int | None = None
+) -> tuple[list[Alarm], list[AlarmCount], list[str]]:
+    """Returns open alarms of all stores, their counts, and the stores that were not reached.
+
+    Args:
+      rules: numbers to list; None: all. limit: of alarms from each store; counts are whole.
+    """
+    alarms, counts, unreachable = [], [], []
+    wanted = None if rules is None else sorted(set(rules))
+    for name in links_by_store(config):
+        try:
+            with connect(config.stores[name].dsn) as conn:
+                check_store.ensure(conn)
+                for *place, noted_at in check_store.open_alarms(conn, wanted, limit):
+                    campus, table, record, lsn, seq, rule, column, why = place
+                    row = (name, campus, table, record, lsn, seq, rule, column, why)
+                    alarms.append(Alarm(*row, noted_at.isoformat()))
+                counts += [AlarmCount(name, *row) for row in check_store.counts(conn)]
+        except psycopg.Error as error:
+            unreachable.append(f"store {name}: {reason(error)}")
+    return alarms, counts, unreachable
+
+
+def links_by_store(config: Config) -> dict[str, list[str]]:
+    """Returns the names of the links that feed each store."""
+    found: dict[str, list[str]] = {}
+    for link in config.links():
+        found.setdefault(link.store, []).append(link.name)
+    return found
+
+
+def connect(dsn: str) -> psycopg.Connection:
+    """Returns an autocommit connection for a `with`."""
+    return psycopg.connect(
+        dsn,
+        autocommit=True,
+        connect_timeout=_CONNECT_TIMEOUT_S,
+        options="-c timezone=UTC -c jit=off",
+        application_name="campus_sync_quality",
+    )
+
+
+def reason(error: psycopg.Error) -> str:
+    """Returns an error without what a server may quote of a row."""
+    return f"{type(error).__name__} {error.sqlstate or ''}".strip()

@@ -1,0 +1,346 @@
+"""Check a consult store against the rules that need other rows, and keep all alarms.
+
+Set-based and incremental: the patients of rows that came since the last time are judged again,
+whole, so that a row which comes late is met by those before it. An alarm whose reason is gone
+is settled, never deleted.
+"""
+
+import collections.abc
+import dataclasses
+import datetime
+
+import psycopg
+import pyarrow as pa
+from psycopg import sql
+
+from schemas import quality_rules as q
+from schemas.batches import Op
+from schemas.entities import TABLES
+from schemas.positions import Position
+from schemas.tables import Kind, Table
+from transforms.check_quality import QualityChecker
+from transforms.deliver import link_persons, store_schema
+from transforms.deliver.changed import WHERE, Changed, changed
+from transforms.deliver.quality_schema import QUALITY_DDL, changed_ddl
+from transforms.deliver.quality_sql import STORE_KINDS, due_later, statements
+from transforms.read_rows import ColumnRead, Form, read_rows
+
+_ADVISORY_LOCK = 0x7175616C  # "qual": one session at a time creates tables or judges a store.
+_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+_KEY = "campus, table_name, record_id, lsn, seq, rule"
+_FORMS = {
+    Kind.TEXT: Form.TEXT,
+    Kind.INT: Form.INT,
+    Kind.DECIMAL: Form.DECIMAL,
+    Kind.BOOL: Form.BOOL,
+    Kind.DATE: Form.DATE,
+    Kind.TIME: Form.TIME,
+}
+
+_TEMPORARY = """\
+CREATE TEMPORARY TABLE quality_touched (patient_id text COLLATE "C" PRIMARY KEY) ON COMMIT DROP;
+CREATE TEMPORARY TABLE quality_found (
+    place bigint GENERATED ALWAYS AS IDENTITY,
+    campus text COLLATE "C", table_name text COLLATE "C", record_id text COLLATE "C",
+    lsn bigint, seq integer, rule smallint, column_name text, reason text) ON COMMIT DROP;
+CREATE TEMPORARY TABLE quality_item (item text, code text, unit text, factor float8)
+    ON COMMIT DROP"""
+_UNNEST = """\
+unnest(%s::text[], %s::text[], %s::text[], %s::bigint[], %s::int[], %s::smallint[], %s::text[],
+    %s::text[]) WITH ORDINALITY AS u(campus, table_name, record_id, lsn, seq, rule, column_name,
+    reason, place)"""
+_KEEP = f"""\
+INSERT INTO sync.quality_alarm AS a ({_KEY}, column_name, reason)
+SELECT DISTINCT ON ({_KEY}) {_KEY}, column_name, reason FROM {{}} ORDER BY {_KEY}, place
+ON CONFLICT (record_id, table_name, campus, rule, lsn, seq) DO UPDATE
+SET settled_at = NULL, column_name = excluded.column_name, reason = excluded.reason
+WHERE a.settled_at IS NOT NULL"""
+_TOUCHED = "SELECT r.{} FROM consult.{} r WHERE r.campus = %(campus)s AND " + WHERE
+_FOUND = f"INSERT INTO quality_found ({_KEY}, column_name, reason) "
+# What a version of a row was blamed for ends with the version.
+_SETTLE_OLD = """\
+UPDATE sync.quality_alarm a SET settled_at = %(now)s FROM consult.{table} r
+WHERE a.settled_at IS NULL AND a.campus = %(campus)s AND a.table_name = {table_name}
+    AND r.record_id = a.record_id AND r.campus = a.campus
+    AND ((r.src_lsn, r.src_seq) > (a.lsn, a.seq) OR r.deleted)"""
+# What other rows made odd ends when they do.
+_GONE = """
+    AND NOT EXISTS (SELECT FROM quality_found f
+        WHERE (f.record_id, f.table_name, f.campus, f.rule, f.lsn, f.seq)
+            = (a.record_id, a.table_name, a.campus, a.rule, a.lsn, a.seq))"""
+_SETTLE_GONE = (
+    """\
+UPDATE sync.quality_alarm a SET settled_at = %(now)s
+FROM quality_touched t JOIN consult.{table} r
+    ON r.{patient} = t.patient_id AND r.campus = %(campus)s
+WHERE a.settled_at IS NULL AND a.campus = %(campus)s AND a.table_name = {table_name}
+    AND a.record_id = r.record_id AND a.reason = ANY (%(reasons)s)"""
+    + _GONE
+)
+_SETTLE_PERSONS = (
+    """\
+UPDATE sync.quality_alarm a SET settled_at = %(now)s
+FROM quality_touched t
+JOIN sync.person_record m ON m.patient_id = t.patient_id AND m.campus = %(campus)s
+JOIN sync.person_record o ON o.person_id = m.person_id
+JOIN consult.patient r ON r.patient_id = o.patient_id AND r.campus = o.campus
+WHERE a.settled_at IS NULL AND a.campus = r.campus AND a.table_name = 'patient'
+    AND a.record_id = r.record_id AND a.reason = ANY (%(reasons)s)"""
+    + _GONE
+)
+_SETTLE_RULES = (
+    "UPDATE sync.quality_alarm a SET settled_at = %(now)s"
+    " WHERE a.settled_at IS NULL AND a.campus = %(campus)s" + _GONE
+)
+_PROGRESS = """\
+SELECT lsn, seq, rules, checked_at FROM sync.quality_progress WHERE campus = %s"""
+_SAVE = """\
+INSERT INTO sync.quality_progress (campus, lsn, seq, rules, checked_at)
+VALUES (%s, %s, %s, %s, %s) ON CONFLICT (campus) DO UPDATE
+SET lsn = excluded.lsn, seq = excluded.seq, rules = excluded.rules,
+    checked_at = excluded.checked_at"""
+_LIST = f"""\
+SELECT {_KEY}, column_name, reason, noted_at FROM sync.quality_alarm
+WHERE settled_at IS NULL AND (%(rules)s::smallint[] IS NULL OR rule = ANY (%(rules)s))
+ORDER BY rule, campus, table_name, noted_at DESC, record_id LIMIT %(limit)s"""
+_COUNT = """\
+SELECT rule, campus, table_name, column_name, reason, count(*) FILTER (WHERE settled_at IS NULL),
+    count(*) FROM sync.quality_alarm GROUP BY 1, 2, 3, 4, 5 ORDER BY 1, 2, 3, 4, 5"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Checked:
+    """What one check of a campus in a store came to.
+
+    `whole`: everything was judged, for the first time or by other rules.
+    """
+
+    campus: str
+    patients: int
+    rows: int
+    found: int
+    settled: int
+    whole: bool
+
+
+def ensure(conn: psycopg.Connection) -> None:
+    """Creates the store's schema and the tables of quality and persons; safe at once from many.
+
+    Commits.
+    """
+    store_schema.ensure(conn)
+    link_persons.ensure(conn)
+    ready = "SELECT to_regclass('sync.quality_later') IS NOT NULL"
+    if conn.execute(ready).fetchone()[0]:
+        return
+    with conn.transaction():
+        conn.execute("SELECT pg_advisory_xact_lock(%s)", (_ADVISORY_LOCK,))
+        conn.execute((QUALITY_DDL + changed_ddl()).encode())
+
+
+def put_alarms(conn: psycopg.Connection, alarms: pa.RecordBatch) -> int:
+    """Writes alarms (`ALARM_SCHEMA`) in the caller's transaction; returns how many were new.
+
+    Idempotent: an alarm is its rule and the version of its row.
+    """
+    if not alarms.num_rows:
+        return 0
+    return conn.execute(_KEEP.format(_UNNEST).encode(), _columns(alarms)).rowcount
+
+
+def _columns(alarms: pa.RecordBatch) -> list[list]:
+    names = ("campus", "table", "record_id", "lsn", "seq", "rule", "column", "reason")
+    return [alarms.column(name).to_pylist() for name in names]
+
+
+def check_campus(
+    conn: psycopg.Connection,
+    link: str,
+    rules: q.QualityRules,
+    now_us: int,
+    judge_rows: bool = True,
+) -> Checked:
+    """Judges what came to a store by `link` since the last time, in one transaction.
+
+    Safe beside deliveries and beside itself. By rules that differ from those of the last time,
+    or the first time, everything is judged.
+
+    Args:
+      link: `campus>store`.
+      judge_rows: judge single rows too; False where each delivery does (`put_alarms`).
+    """
+    with conn.transaction():
+        conn.execute("SELECT pg_advisory_xact_lock(%s)", (_ADVISORY_LOCK,))
+        return _Check(conn, link, rules, now_us).run(judge_rows)
+
+
+class _Check:
+    def __init__(self, conn: psycopg.Connection, link: str, rules: q.QualityRules, now_us: int):
+        self._conn = conn
+        self._link = link
+        self._campus = link.partition(">")[0]
+        self._rules = rules
+        self._checks = rules.for_campus(self._campus)
+        self._now_us = now_us
+        self._now = _EPOCH + datetime.timedelta(microseconds=now_us)
+
+    def run(self, judge_rows: bool) -> Checked:
+        conn = self._conn
+        conn.execute(_TEMPORARY.encode())
+        (at,) = conn.execute("SELECT now()").fetchone()
+        row = conn.execute(_PROGRESS, (self._campus,)).fetchone()
+        whole = row is None or bytes(row[2]) != self._rules.version
+        known, known_at = (None, _EPOCH) if whole else (Position(*row[:2]), row[3])
+        span = changed(conn, self._link, known, known_at)
+        patients = self._touch(span, known_at)
+        self._fill_items()
+        for rule, check in self._checks:
+            for text, values in statements(rule, check, self._campus, self._now):
+                conn.execute(sql.SQL(_FOUND) + text, values)
+            if isinstance(check, q.NoticeCheck):
+                self._wait_for(check)
+        rows = self._judge_rows(span) if judge_rows or whole else 0
+        conn.execute("ANALYZE quality_found")
+        found = conn.execute(_KEEP.format("quality_found").encode()).rowcount
+        settled = self._settle(whole)
+        conn.execute(_SAVE, (self._campus, *span.reached, self._rules.version, at))
+        return Checked(self._campus, patients, rows, found, settled, whole)
+
+    def _touch(self, span: Changed, known_at: datetime.datetime) -> int:
+        """Collects patients of changed rows, of links made since, and those whose time came."""
+        parts: list[sql.Composable] = [
+            sql.SQL(
+                "SELECT r.{} FROM consult.{} r WHERE r.campus = %(campus)s AND " + WHERE
+            ).format(sql.Identifier(table.patient), sql.Identifier(table.name))
+            for table in TABLES.values()
+        ]
+        parts.append(
+            sql.SQL(
+                "SELECT patient_id FROM sync.person_record"
+                " WHERE campus = %(campus)s AND since >= %(at)s"
+            )
+        )
+        parts.append(
+            sql.SQL(
+                "SELECT patient_id FROM sync.quality_later"
+                " WHERE campus = %(campus)s AND due_at <= %(now)s"
+            )
+        )
+        text = sql.SQL(
+            "INSERT INTO quality_touched SELECT * FROM ({}) AS u(id) WHERE id IS NOT NULL"
+        ).format(sql.SQL(" UNION ").join(parts))
+        values = {"campus": self._campus, "at": known_at, "now": self._now, **span.names}
+        count = self._conn.execute(text, values).rowcount
+        self._conn.execute(
+            "DELETE FROM sync.quality_later l USING quality_touched t"
+            " WHERE l.campus = %s AND l.patient_id = t.patient_id",
+            (self._campus,),
+        )
+        self._conn.execute("ANALYZE quality_touched")
+        return count
+
+    def _fill_items(self) -> None:
+        rows = [
+            (name, code, unit, factor)
+            for name, item in self._rules.items.items()
+            for code in item.codes
+            for unit, factor in item.factors.items()
+        ]
+        columns = [list(column) for column in zip(*rows, strict=True)]
+        self._conn.execute(
+            "INSERT INTO quality_item SELECT * FROM"
+            " unnest(%s::text[], %s::text[], %s::text[], %s::float8[])",
+            columns,
+        )
+        self._conn.execute("ANALYZE quality_item")
+
+    def _wait_for(self, check: q.NoticeCheck) -> None:
+        text, values = due_later(check, self._campus, self._now)
+        self._conn.execute(
+            sql.SQL(
+                "INSERT INTO sync.quality_later AS l (campus, patient_id, due_at)"
+                " SELECT %(campus)s, * FROM ({}) AS d ON CONFLICT (campus, patient_id)"
+                " DO UPDATE SET due_at = least(l.due_at, excluded.due_at)"
+            ).format(text),
+            values,
+        )
+
+    def _judge_rows(self, span: Changed) -> int:
+        """Judges single rows as a delivery does; returns how many."""
+        checker = QualityChecker(self._rules, self._campus)
+        where = sql.SQL("r.campus = {} AND NOT r.deleted AND ").format(sql.Literal(self._campus))
+        where += sql.SQL(WHERE % {name: str(value) for name, value in span.names.items()})
+        judged = 0
+        for table in TABLES.values():
+            columns = _store_columns(table)
+            place = sql.SQL("consult.{} r WHERE ").format(sql.Identifier(table.name)) + where
+            alarms = []
+            for batch in read_rows(self._conn, columns, place.as_string(self._conn)):
+                judged += batch.num_rows
+                alarms.append(checker.check({table.name: _as_changes(table, batch)}, self._now_us))
+            for part in alarms:
+                if part.num_rows:
+                    text = f"{_FOUND} SELECT {_KEY}, column_name, reason FROM {_UNNEST}"
+                    self._conn.execute(text.encode(), _columns(part))
+        return judged
+
+    def _settle(self, whole: bool) -> int:
+        conn, values = self._conn, {"now": self._now, "campus": self._campus}
+        settled = 0
+        for table in TABLES.values():
+            names = {
+                "table": sql.Identifier(table.name),
+                "table_name": sql.Literal(table.name),
+                "patient": sql.Identifier(table.patient),
+            }
+            settled += conn.execute(sql.SQL(_SETTLE_OLD).format(**names), values).rowcount
+            reasons = self._reasons(lambda kind: kind in STORE_KINDS and kind != "blood_group")
+            text = sql.SQL(_SETTLE_GONE).format(**names)
+            settled += conn.execute(text, values | {"reasons": reasons}).rowcount
+        reasons = self._reasons(lambda kind: kind == "blood_group")
+        settled += conn.execute(_SETTLE_PERSONS, values | {"reasons": reasons}).rowcount
+        if whole:
+            settled += conn.execute(_SETTLE_RULES, values).rowcount
+        return settled
+
+    def _reasons(self, wanted: collections.abc.Callable[[str], bool]) -> list[str]:
+        return [check.reason for _, check in self._checks if wanted(check.kind)]
+
+
+def _store_columns(table: Table) -> list[ColumnRead]:
+    columns = [ColumnRead("record_id", "r.record_id", Form.TEXT)]
+    for column in table.columns:
+        cast = "::text" if column.kind is Kind.DECIMAL else ""
+        place = f"r.{store_schema.quoted(column.name)}{cast}"
+        columns.append(ColumnRead(column.name, place, _FORMS[column.kind]))
+    columns.append(ColumnRead("_lsn", "r.src_lsn", Form.INT))
+    columns.append(ColumnRead("_seq", "r.src_seq::bigint", Form.INT))
+    return columns
+
+
+def _as_changes(table: Table, batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Rows of a store as changes, with what a checker looks at."""
+    n = batch.num_rows
+    given = {name: batch.column(name) for name in batch.schema.names}
+    given["_seq"] = given["_seq"].cast(pa.int32())
+    given["_op"] = pa.repeat(pa.scalar(int(Op.SNAPSHOT), pa.uint8()), n)
+    given["_unchanged"] = pa.repeat(pa.scalar(0, pa.uint64()), n)
+    return pa.RecordBatch.from_pydict(given)
+
+
+def open_alarms(
+    conn: psycopg.Connection,
+    rules: collections.abc.Iterable[int] | None = None,
+    limit: int | None = None,
+) -> list[tuple]:
+    """Returns open alarms: campus, table, record id, lsn, seq, rule, column, reason, noted at.
+
+    Record ids are numbers of a source's rows; values of columns are never kept.
+    """
+    wanted = None if rules is None else list(rules)
+    return conn.execute(_LIST, {"rules": wanted, "limit": limit}).fetchall()
+
+
+def counts(conn: psycopg.Connection) -> list[tuple]:
+    """Returns `(rule, campus, table, column, reason, open, ever)`, ordered."""
+    return conn.execute(_COUNT).fetchall()

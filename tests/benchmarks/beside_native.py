@@ -46,7 +46,7 @@ HERE = pathlib.Path(__file__).parent
 class Native:
     """CREATE SUBSCRIPTION with its defaults; the table has the two indexes of a consult store."""
 
-    name = "native"
+    name, slot = "native", "native"
     seen_sql = "SELECT 1 FROM lab WHERE id = %s::bigint"
 
     def __init__(self, source: PostgresServer, server: PostgresServer):
@@ -75,7 +75,7 @@ class Native:
 class CampusSync:
     """`campus-sync run` with one link, both lanes, on the embedded Flink."""
 
-    name = "campus-sync"
+    name, slot = "campus-sync", "campus_sync_bench_primary"
     seen_sql = "SELECT 1 FROM consult.lab_result WHERE record_id = %s::text AND campus = 'bench'"
 
     def __init__(self, source: PostgresServer, server: PostgresServer, folder: pathlib.Path):
@@ -141,9 +141,11 @@ class Bench:
         )
         return markers
 
-    def drain(self, side, markers: tuple[int, int], rows: int) -> float:
-        """Lets a side meet the backlog; returns rows a second between the markers."""
+    def drain(self, side, markers: tuple[int, int], rows: int) -> tuple[float, float]:
+        """Lets a side meet the backlog; returns rows a second between the markers, and since it
+        connected: the second has the first pane's wait in it, and what is read meanwhile."""
         side.start()
+        connected = self._connected(side)
         first = wait_visible(side, markers[0])
         before = cpu_by_role()
         last = wait_visible(side, markers[1])
@@ -152,7 +154,18 @@ class Bench:
         per_row = {role: s * 1e6 / (rows * 0.98) for role, s in spent.items() if s > 0.05}
         each = ", ".join(f"{role} {us:.1f}" for role, us in per_row.items())
         print(f"  {side.name}: CPU us a row: {each}", file=sys.stderr, flush=True)
-        return rows * 0.98 / (last - first)
+        return rows * 0.98 / (last - first), rows / (last - connected)
+
+    def _connected(self, side, timeout_s: float = 120) -> float:
+        """Returns the time at which a side began to read its slot."""
+        query = "SELECT FROM pg_replication_slots WHERE slot_name = %s AND active"
+        deadline = time.monotonic() + timeout_s
+        with psycopg.connect(self.source.dsn("his"), autocommit=True) as connection:
+            while time.monotonic() < deadline:
+                if connection.execute(query, [side.slot]).rowcount:
+                    return time.monotonic()
+                time.sleep(0.002)
+        raise SystemExit(f"{side.name} did not connect within {timeout_s:.0f} s")
 
     def live(self, side, statement: str, rate: int, seconds: int) -> list[float]:
         """Returns commit-to-seen lags in ms of single-row transactions at `rate` a second."""
@@ -202,7 +215,9 @@ def measure(bench: Bench, options: argparse.Namespace) -> dict[str, dict[str, fl
         if kind == "insert":
             bench.next_id += rows
         for side in bench.sides:
-            note(f"{kind}, {step}-row tx, rows/s", side, bench.drain(side, markers, rows))
+            between, since = bench.drain(side, markers, rows)
+            note(f"{kind}, {step}-row tx, rows/s", side, between)
+            note(f"{kind}, {step}-row tx, since connected", side, since)
     for side in bench.sides:
         side.start()
         wait_visible(side, bench.backlog(ROWS, bench.next_id + 10**9, 10, 1)[1])

@@ -10,7 +10,7 @@ import dataclasses
 
 import psycopg
 
-from pipelines.quality import connect, links_by_store, reason
+from pipelines.quality import connect, reason
 from schemas.config import PRIMARY, Config
 from schemas.errors import CampusSyncError, ConfigError
 from schemas.patient_matching import MatchingRules
@@ -101,9 +101,10 @@ def link_stores(config: Config, rules: MatchingRules, whole: bool = False) -> li
     To be called again and again; safe beside the sync job and beside itself.
     """
     found = []
+    links = config.links_by_store()
     with contextlib.ExitStack() as stack:
         stores: dict[str, psycopg.Connection] = {}
-        for name in links_by_store(config):
+        for name in links:
             try:
                 conn = stack.enter_context(connect(config.stores[name].dsn))
                 link_persons.ensure(conn)
@@ -116,7 +117,7 @@ def link_stores(config: Config, rules: MatchingRules, whole: bool = False) -> li
         for name, conn in stores.items():
             try:
                 link_persons.put_decisions(conn, decisions.values())
-                linked = link_persons.link(conn, links_by_store(config)[name], rules, whole)
+                linked = link_persons.link(conn, links[name], rules, whole)
                 found.append(StoreLinked(name, linked))
             except psycopg.Error as error:
                 found.append(StoreLinked(name, why=reason(error)))
@@ -142,7 +143,7 @@ def decide(
     """
     decisions = [Decision(kind, pair, who, why, us) for pair in pairs]
     missed = []
-    for name in links_by_store(config):
+    for name in config.links_by_store():
         try:
             with connect(config.stores[name].dsn) as conn:
                 link_persons.ensure(conn)
@@ -150,7 +151,7 @@ def decide(
                     link_persons.put_decisions(conn, decisions)
         except psycopg.Error as error:
             missed.append(f"store {name}: {reason(error)}")
-    if len(missed) == len(links_by_store(config)):
+    if len(missed) == len(config.links_by_store()):
         raise CampusSyncError(f"nothing was decided: {'; '.join(missed)}")
     return missed
 

@@ -63,7 +63,7 @@ def check_stores(
     To be called again and again; safe beside the sync job and beside itself.
     """
     found = []
-    for name, links in links_by_store(config).items():
+    for name, links in config.links_by_store().items():
         try:
             with connect(config.stores[name].dsn) as conn:
                 check_store.ensure(conn)
@@ -87,7 +87,7 @@ def gather_alarms(
     """
     alarms, counts, unreachable = [], [], []
     wanted = None if rules is None else sorted(set(rules))
-    for name in links_by_store(config):
+    for name in config.links_by_store():
         try:
             with connect(config.stores[name].dsn) as conn:
                 check_store.ensure(conn)
@@ -99,14 +99,6 @@ def gather_alarms(
         except psycopg.Error as error:
             unreachable.append(f"store {name}: {reason(error)}")
     return alarms, counts, unreachable
-
-
-def links_by_store(config: Config) -> dict[str, list[str]]:
-    """Returns the names of the links that feed each store."""
-    found: dict[str, list[str]] = {}
-    for link in config.links():
-        found.setdefault(link.store, []).append(link.name)
-    return found
 
 
 def connect(dsn: str) -> psycopg.Connection:

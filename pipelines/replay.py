@@ -97,12 +97,9 @@ class Result:
 def letters(config: Config) -> tuple[list[Filed], list[str]]:
     """Returns every letter of the configured links, open or not, and the stores not reached."""
     found, unreachable = [], []
-    for name, store in config.stores.items():
-        links = [link.name for link in config.links() if link.store == name]
-        if not links:
-            continue
+    for name, links in config.links_by_store().items():
         try:
-            with _connect(store.dsn) as conn:
+            with _connect(config.stores[name].dsn) as conn:
                 if conn.execute("SELECT to_regclass('sync.dead_letter')").fetchone()[0] is None:
                     continue
                 rows = conn.execute(_LIST, (links,)).fetchall()

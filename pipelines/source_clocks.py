@@ -1,7 +1,6 @@
 """Where the log of a source that is not PostgreSQL ends, and what its clock says."""
 
 import typing
-from urllib.parse import urlsplit
 
 from schemas.clocks import wall_clock_us
 from schemas.config import Source
@@ -25,15 +24,12 @@ def log_end(source: Source) -> LogEnd:
       CampusSyncError: it cannot be reached.
     """
     if source.kind == "mariadb":
-        from transforms.capture.mariadb.places import TRANSACTION
+        from transforms.capture.mariadb.places import UNITS_PER_BYTE, border_at
         from transforms.capture.mariadb.state import state
 
         found = state(source.dsn)
-        # The border, at which a ledger stands that has everything before it.
-        border = found.log_end_lsn - found.log_end_lsn % (TRANSACTION + 1)
-        return LogEnd(border, found.now_us, TRANSACTION + 1)
-    from transforms.capture.debezium.topic import topic_state
+        return LogEnd(border_at(found.log_end_lsn), found.now_us, UNITS_PER_BYTE)
+    from transforms.capture.debezium.topic import place_of, topic_state
 
-    place = urlsplit(source.dsn)
-    topic = topic_state(place.netloc, place.path.strip("/"), source.kafka)
+    topic = topic_state(*place_of(source.dsn), source.kafka)
     return LogEnd(topic.newest.lsn, wall_clock_us(), 0)

@@ -135,7 +135,7 @@ def _check_files(config: Config) -> tuple[_Findings, dict[str, CampusMapping]]:
         found.error(str(error), f"correct {rules}.")
     _check_key(config.dead_letter_key, found)
     for name, end in (*config.sources.items(), *config.stores.items()):
-        if getattr(end, "kind", "postgresql") != "postgresql":
+        if end.kind != "postgresql":
             continue
         parts = psycopg.conninfo.conninfo_to_dict(end.dsn)
         passfile = pathlib.Path(str(parts["passfile"])) if parts.get("passfile") else None

@@ -3,7 +3,6 @@
 import collections.abc
 import json
 import typing
-from urllib.parse import urlsplit
 
 from schemas.errors import CampusSyncError
 from schemas.mappings import CampusMapping
@@ -50,11 +49,10 @@ def _check_topic(
     dsn: str, options: str, name: str, mapping: CampusMapping | None
 ) -> collections.abc.Iterator[LogFinding]:
     from transforms.capture.debezium.hints import table_specs
-    from transforms.capture.debezium.topic import check_topic
+    from transforms.capture.debezium.topic import check_topic, place_of
 
     given = json.loads(options or "{}")
     if mapping is not None:
         table_specs(mapping, given.get("hints"))
-    place = urlsplit(dsn)
-    for found in check_topic(place.netloc, place.path.strip("/"), given.get("kafka")):
+    for found in check_topic(*place_of(dsn), given.get("kafka")):
         yield LogFinding(found.fatal, found.reason, found.remedy)

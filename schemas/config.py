@@ -79,6 +79,7 @@ class Source(_Model):
 class Store(_Model):
     """A consult store; one with a campus's name is that campus's local one."""
 
+    kind: typing.ClassVar[str] = "postgresql"
     dsn: Dsn
 
 
@@ -135,6 +136,12 @@ class Config(_Model):
         else:
             pairs = [tuple(name.split(">")) for name in self.links_wanted]
         return tuple(Link(f"{source}>{store}", source, store) for source, store in pairs)
+
+    def links_by_store(self) -> dict[str, list[str]]:
+        """Returns the names of the links that feed each store; those that none feeds are not in."""
+        links = self.links()
+        found = {name: [link.name for link in links if link.store == name] for name in self.stores}
+        return {name: feeding for name, feeding in found.items() if feeding}
 
     def local_store(self, source: str) -> str | None:
         """Returns the name of a campus's own consult store, or None if it has none."""
@@ -304,7 +311,7 @@ def _check_databases(config: Config, note) -> None:
     seen: dict[tuple, str] = {}
     for kind in ("sources", "stores"):
         for name, end in getattr(config, kind).items():
-            if getattr(end, "kind", "postgresql") != "postgresql":
+            if end.kind != "postgresql":
                 if other := seen.get(redact(end.dsn)):
                     note((kind, name, "dsn"), f"is what {other} reads too", "give each its own.")
                 seen[redact(end.dsn)] = f"{kind}.{name}"

@@ -11,6 +11,7 @@ import psycopg
 import pyarrow as pa
 from psycopg import pq
 
+from schemas.tables import Kind
 from transforms import parse_text
 
 _HEADER_BYTES = 19  # Signature, flags, length of an extension that PostgreSQL leaves empty.
@@ -32,6 +33,14 @@ class Form(enum.Enum):
     TIME = "timestamptz to timestamp[us, UTC]"
 
 
+FORMS = {  # How the columns of a consult table are read.
+    Kind.TEXT: Form.TEXT,
+    Kind.INT: Form.INT,
+    Kind.DECIMAL: Form.DECIMAL,
+    Kind.BOOL: Form.BOOL,
+    Kind.DATE: Form.DATE,
+    Kind.TIME: Form.TIME,
+}
 _WIDTHS = {Form.INT: 8, Form.BOOL: 1, Form.DATE: 4, Form.TIME: 8}
 _DIGEST_BYTES = 32
 

@@ -18,7 +18,7 @@ from schemas.tables import Kind, Table
 from transforms.checksum import digest_rows
 from transforms.harmonise import Harmoniser
 from transforms.harmonise.lookups import Lookups
-from transforms.read_rows import ColumnRead, Form, read_rows
+from transforms.read_rows import FORMS, ColumnRead, Form, read_rows
 
 # A difference is looked for among the rows of unequal buckets only: memory is this many sums
 # (40 bytes each) a table, whatever its size.
@@ -28,14 +28,6 @@ _OPTIONS = (
     "-c default_transaction_read_only=on -c timezone=UTC -c datestyle=ISO -c jit=off"
     " -c client_encoding=UTF8 -c extra_float_digits=1 -c bytea_output=hex"
 )
-_FORMS = {
-    Kind.TEXT: Form.TEXT,
-    Kind.INT: Form.INT,
-    Kind.DECIMAL: Form.DECIMAL,
-    Kind.BOOL: Form.BOOL,
-    Kind.DATE: Form.DATE,
-    Kind.TIME: Form.TIME,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -258,7 +250,7 @@ class StoreSide:
         for column in declared.columns:
             cast = "::text" if column.kind is Kind.DECIMAL else ""
             place = _quoted(column.name) + cast
-            columns.append(ColumnRead(column.name, place, _FORMS[column.kind]))
+            columns.append(ColumnRead(column.name, place, FORMS[column.kind]))
         columns += [
             ColumnRead("_stored", "digest", Form.DIGEST),
             ColumnRead("_src_lsn", "src_lsn", Form.INT),
@@ -342,7 +334,7 @@ class MariadbSide(SourceSide):
         Raises:
           CampusSyncError: it cannot be read.
         """
-        from transforms.capture.mariadb.places import TRANSACTION
+        from transforms.capture.mariadb.places import border_at
         from transforms.capture.mariadb.snapshot import consistent_point, snapshot
 
         def read(name: str) -> Iterator[RawChanges]:
@@ -360,8 +352,7 @@ class MariadbSide(SourceSide):
 
         with consistent_point(self._dsn) as point:
             # A ledger at the log's end stands at the border, before every snapshot there.
-            border = point.lsn - point.lsn % (TRANSACTION + 1)
-            yield Reading(point.lsn, border, lambda table: self._rows(table, read))
+            yield Reading(point.lsn, border_at(point.lsn), lambda table: self._rows(table, read))
 
 
 def _connect(dsn: str) -> psycopg.Connection:

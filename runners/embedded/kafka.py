@@ -9,7 +9,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 
 from confluent_kafka import KafkaException
@@ -215,7 +214,7 @@ class KafkaServer:
         new.replace(self.directory / "server.json")
 
     def _spawn(self) -> None:
-        java, jars = _java(), fetch_jars(jars=read_lock(LOCK_FILE), progress=_show)
+        java, jars = _java(), fetch_jars(jars=read_lock(LOCK_FILE), what="Kafka")
         ports = free_ports(HOST, bytes(self.directory))
         port = self._state().get("port") or self._wanted_port or next(ports)
         controller = next(candidate for candidate in ports if candidate != port)
@@ -268,8 +267,3 @@ def _java() -> str:
     if found is None:
         raise ServerError("No Java was found. Remedy: install Java 17, or set JAVA_HOME.")
     return found
-
-
-def _show(done: int, of: int, nbytes: int, total: int) -> None:
-    text = f"Fetching Kafka: {done}/{of} files, {nbytes >> 20}/{total >> 20} MiB"
-    print(text, file=sys.stderr, flush=True)

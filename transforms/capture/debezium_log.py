@@ -1,11 +1,11 @@
 """A topic of Debezium events as a link's reader uses it (ADR 0013)."""
 
 import contextlib
-import dataclasses
+import functools
 import json
 import logging
+import typing
 from collections.abc import Callable, Iterator
-from urllib.parse import urlsplit
 
 from schemas.batches import RawChanges
 from schemas.links import LinkSettings
@@ -13,20 +13,19 @@ from schemas.mappings import CampusMapping
 from schemas.positions import SEQ_END, START, Position
 from transforms.capture.debezium.event_stream import RetentionGap, TopicRecreated
 from transforms.capture.debezium.hints import table_specs
-from transforms.capture.debezium.source import DebeziumSource, DebeziumStream, SnapshotMissing
-from transforms.capture.debezium.topic import TopicState
+from transforms.capture.debezium.source import DebeziumSource, SnapshotMissing
+from transforms.capture.debezium.topic import TopicState, place_of
+from transforms.capture.polled_stream import PolledStream
 from transforms.capture.slots import SlotState
-from transforms.capture.source_log import GapFound, Reading
+from transforms.capture.source_log import gaps
 
 _LOGGER = logging.getLogger(__name__)
 
-_TRICKLE_ROWS = 500
+_gaps = functools.partial(gaps, RetentionGap, TopicRecreated)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Start:
+class _Start(typing.NamedTuple):
     lsn: int
-    taken_us: int
 
 
 class DebeziumLog:
@@ -47,11 +46,9 @@ class DebeziumLog:
     ):
         self._settings, self._now_us = settings, now_us
         self._tables = tuple(mapping.tables)
-        place = urlsplit(settings.source_dsn)
         options = json.loads(settings.source_options or "{}")
         self._source = DebeziumSource(
-            place.netloc,
-            place.path.strip("/"),
+            *place_of(settings.source_dsn),
             table_specs(mapping, options.get("hints")),
             batch_rows=settings.limits.batch_rows,
             batch_bytes=settings.limits.batch_bytes,
@@ -84,7 +81,7 @@ class DebeziumLog:
         except SnapshotMissing:
             if topic.oldest != START:
                 raise
-            yield _Start(START.lsn, self._now_us())  # Every change that ever was is there.
+            yield _Start(START.lsn)  # Every change that ever was is there.
             return
         missing = sorted(set(self._tables) - set(found.tables))
         if missing:
@@ -94,47 +91,20 @@ class DebeziumLog:
                 self._settings.name,
                 ", ".join(missing),
             )
-        yield _Start(found.position.lsn, self._now_us())
+        yield _Start(found.position.lsn)
 
     def snapshot(self, point: _Start) -> Iterator[RawChanges]:
         if point.lsn > START.lsn:
             yield RawChanges(START, Position(point.lsn, SEQ_END), 0, 0, {})
 
-    def open(self, start: Position, acknowledged_lsn: int) -> "_Stream":
+    def open(self, start: Position, acknowledged_lsn: int) -> PolledStream:
         topic_id = self._topic.topic_id if self._topic is not None else ""
         with _gaps():
-            return _Stream(self._source.stream(start, topic_id), self._settings, self._now_us)
+            stream = self._source.stream(start, topic_id)
+        limits = self._settings.limits
 
+        def read(timeout_s: float) -> list[RawChanges]:
+            with _gaps():
+                return stream.read(limits.batch_rows, limits.batch_bytes, timeout_s)
 
-class _Stream:
-    def __init__(self, stream: DebeziumStream, settings: LinkSettings, now_us: Callable[[], int]):
-        self._stream, self._limits, self._now_us = stream, settings.limits, now_us
-
-    def __enter__(self) -> "_Stream":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stream.close()
-
-    def read(self, timeout_s: float) -> Reading:
-        limits = self._limits
-        with _gaps():
-            taken = self._stream.read(limits.batch_rows, limits.batch_bytes, timeout_s)
-        rows = sum(raw.captured for raw in taken)
-        behind_us = max(0, self._now_us() - taken[-1].commit_us_max) if rows else 0
-        caught_up = self._stream.caught_up
-        return Reading(taken, caught_up, caught_up and 0 < rows < _TRICKLE_ROWS, behind_us)
-
-    def acknowledge(self, lsn: int) -> None:
-        """Does nothing: retention alone deletes."""
-
-    def keep_alive(self) -> None:
-        """Does nothing: an assigned partition stays ours."""
-
-
-@contextlib.contextmanager
-def _gaps() -> Iterator[None]:
-    try:
-        yield
-    except (RetentionGap, TopicRecreated) as error:
-        raise GapFound(str(error)) from error
+        return PolledStream(stream, read, self._now_us)

@@ -1,6 +1,7 @@
 """A MariaDB or MySQL source as a link's reader uses it (ADR 0012)."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 
 from schemas.batches import RawChanges
@@ -10,11 +11,11 @@ from schemas.positions import Position
 from transforms.capture.mariadb.errors import LogPurged, LogUnusable
 from transforms.capture.mariadb.snapshot import SnapshotPoint
 from transforms.capture.mariadb.source import MariaDbSource
-from transforms.capture.mariadb.stream import BinlogStream
+from transforms.capture.polled_stream import PolledStream
 from transforms.capture.slots import SlotState
-from transforms.capture.source_log import GapFound, Reading
+from transforms.capture.source_log import gaps
 
-_TRICKLE_ROWS = 500
+_gaps = functools.partial(gaps, LogPurged, LogUnusable)
 
 
 class MariadbLog:
@@ -56,39 +57,12 @@ class MariadbLog:
     def snapshot(self, point: SnapshotPoint) -> Iterator[RawChanges]:
         return self._source.snapshot(point)
 
-    def open(self, start: Position, acknowledged_lsn: int) -> "_Stream":
+    def open(self, start: Position, acknowledged_lsn: int) -> PolledStream:
         with _gaps():
-            return _Stream(self._source, self._source.open(start), self._now_us)
+            stream = self._source.open(start)
 
+        def read(timeout_s: float) -> list[RawChanges]:
+            with _gaps():
+                return self._source.read(stream, timeout_s)
 
-class _Stream:
-    def __init__(self, source: MariaDbSource, stream: BinlogStream, now_us: Callable[[], int]):
-        self._source, self._stream, self._now_us = source, stream, now_us
-
-    def __enter__(self) -> "_Stream":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stream.close()
-
-    def read(self, timeout_s: float) -> Reading:
-        with _gaps():
-            taken = self._source.read(self._stream, timeout_s)
-        rows = sum(raw.captured for raw in taken)
-        behind_us = max(0, self._now_us() - taken[-1].commit_us_max) if rows else 0
-        caught_up = self._stream.caught_up
-        return Reading(taken, caught_up, caught_up and 0 < rows < _TRICKLE_ROWS, behind_us)
-
-    def acknowledge(self, lsn: int) -> None:
-        """Does nothing: a binlog is kept by age and size."""
-
-    def keep_alive(self) -> None:
-        """Does nothing: the source waits for hours."""
-
-
-@contextlib.contextmanager
-def _gaps() -> Iterator[None]:
-    try:
-        yield
-    except (LogPurged, LogUnusable) as error:
-        raise GapFound(str(error)) from error
+        return PolledStream(stream, read, self._now_us)

@@ -12,7 +12,7 @@ from transforms.capture.pgoutput import PgOutputDecoder
 from transforms.capture.replication import ReplicationStream, SlotInvalidated, SlotMissing
 from transforms.capture.slots import CreatedSlot, SlotState
 from transforms.capture.snapshot import snapshot
-from transforms.capture.source_log import GapFound, Reading
+from transforms.capture.source_log import Reading, gaps
 from transforms.turns import turn
 
 # A source that sends so many messages at once gathers them itself: a pause would hold it up.
@@ -70,7 +70,7 @@ class _Stream:
         self._limits, self._monotonic = limits, monotonic
         self._decoder = PgOutputDecoder(limits.batch_rows, limits.batch_bytes, start, keys)
         self._beat_at = monotonic()
-        with _gaps():
+        with gaps(SlotMissing, SlotInvalidated):
             self._stream = ReplicationStream(
                 settings.source_dsn, settings.slot, settings.publication, acknowledged
             )
@@ -82,7 +82,7 @@ class _Stream:
         self._stream.close()
 
     def read(self, timeout_s: float) -> Reading:
-        with _gaps():
+        with gaps(SlotMissing, SlotInvalidated):
             read = self._stream.read(self._limits.batch_bytes, timeout_s)
         now = self._monotonic()
         with turn(len(read.payloads)):
@@ -103,11 +103,3 @@ class _Stream:
 
     def keep_alive(self) -> None:
         self._stream.keep_alive()
-
-
-@contextlib.contextmanager
-def _gaps() -> Iterator[None]:
-    try:
-        yield
-    except (SlotMissing, SlotInvalidated) as error:
-        raise GapFound(str(error)) from error

@@ -2,7 +2,7 @@
 
 import contextlib
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 
 from schemas.batches import RawChanges
 from schemas.errors import CampusSyncError
@@ -30,6 +30,15 @@ class Reading(typing.NamedTuple):
     caught_up: bool
     trickle: bool = False
     behind_us: int = 0
+
+
+@contextlib.contextmanager
+def gaps(*errors: type[CampusSyncError]) -> Iterator[None]:
+    """Raises GapFound where a source's own library says by one of `errors` that there is one."""
+    try:
+        yield
+    except errors as error:
+        raise GapFound(str(error)) from error
 
 
 class LogStream(typing.Protocol):
@@ -99,9 +108,6 @@ class SourceLog(typing.Protocol):
     def open(self, start: Position, acknowledged_lsn: int) -> LogStream:
         """Opens the changes behind `start`; those before `acknowledged_lsn` are all applied."""
         ...
-
-
-Keys = Mapping[str, Sequence[str]]
 
 
 def source_log(

@@ -23,19 +23,11 @@ from transforms.deliver import link_persons, store_schema
 from transforms.deliver.changed import WHERE, Changed, changed
 from transforms.deliver.quality_schema import QUALITY_DDL, changed_ddl
 from transforms.deliver.quality_sql import STORE_KINDS, due_later, statements
-from transforms.read_rows import ColumnRead, Form, read_rows
+from transforms.read_rows import FORMS, ColumnRead, Form, read_rows
 
 _ADVISORY_LOCK = 0x7175616C  # "qual": one session at a time creates tables or judges a store.
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _KEY = "campus, table_name, record_id, lsn, seq, rule"
-_FORMS = {
-    Kind.TEXT: Form.TEXT,
-    Kind.INT: Form.INT,
-    Kind.DECIMAL: Form.DECIMAL,
-    Kind.BOOL: Form.BOOL,
-    Kind.DATE: Form.DATE,
-    Kind.TIME: Form.TIME,
-}
 
 _TEMPORARY = """\
 CREATE TEMPORARY TABLE quality_touched (patient_id text COLLATE "C" PRIMARY KEY) ON COMMIT DROP;
@@ -128,7 +120,6 @@ def ensure(conn: psycopg.Connection) -> None:
 
     Commits.
     """
-    store_schema.ensure(conn)
     link_persons.ensure(conn)
     ready = "SELECT to_regclass('sync.quality_later') IS NOT NULL"
     if conn.execute(ready).fetchone()[0]:
@@ -312,7 +303,7 @@ def _store_columns(table: Table) -> list[ColumnRead]:
     for column in table.columns:
         cast = "::text" if column.kind is Kind.DECIMAL else ""
         place = f"r.{store_schema.quoted(column.name)}{cast}"
-        columns.append(ColumnRead(column.name, place, _FORMS[column.kind]))
+        columns.append(ColumnRead(column.name, place, FORMS[column.kind]))
     columns.append(ColumnRead("_lsn", "r.src_lsn", Form.INT))
     columns.append(ColumnRead("_seq", "r.src_seq::bigint", Form.INT))
     return columns

@@ -2,6 +2,7 @@
 
 import dataclasses
 import typing
+import urllib.parse
 from collections.abc import Mapping
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollection, TopicPartition
@@ -57,6 +58,12 @@ class TopicFinding(typing.NamedTuple):
     reason: str
     fatal: bool
     remedy: str
+
+
+def place_of(dsn: str) -> tuple[str, str]:
+    """Returns bootstrap servers and topic of `kafka://host:port/topic`."""
+    parts = urllib.parse.urlsplit(dsn)
+    return parts.netloc, parts.path.strip("/")
 
 
 def client_settings(bootstrap: str, kafka: Mapping[str, str] | None) -> dict[str, typing.Any]:

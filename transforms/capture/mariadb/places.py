@@ -11,6 +11,7 @@ from schemas.errors import CampusSyncError
 KIND_BITS, OFFSET_BITS = 6, 34
 FILE_SHIFT = KIND_BITS + OFFSET_BITS
 TRANSACTION = (1 << KIND_BITS) - 1
+UNITS_PER_BYTE = 1 << KIND_BITS  # Of the distance between two lsns of one file.
 FILE_NUMBER_MAX = (1 << (63 - FILE_SHIFT)) - 1
 FIRST_OFFSET = 4  # Before it stands the file's magic number.
 
@@ -38,6 +39,11 @@ def border(file: int, offset: int) -> int:
             f"{FILE_NUMBER_MAX} and of less than 16 GiB."
         )
     return file << FILE_SHIFT | offset << KIND_BITS
+
+
+def border_at(lsn: int) -> int:
+    """Returns the border at the place of `lsn`: where a ledger stands that has all before it."""
+    return lsn - lsn % UNITS_PER_BYTE
 
 
 def transaction(file: int, offset: int) -> int:

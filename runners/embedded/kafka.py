@@ -1,8 +1,5 @@
 """A Kafka broker of our own, made in a directory and gone with it."""
 
-import collections.abc
-import contextlib
-import json
 import os
 import pathlib
 import shutil
@@ -14,13 +11,12 @@ import time
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from runners.embedded.binaries import ServerError, locked
+from runners.embedded.binaries import ServerError
 from runners.embedded.ports import free_ports
-from runners.embedded.process_tree import ProcessId, identify, kill_tree, send, wait_gone
-from runners.embedded.progress import Progress, SlowStep, show_progress
+from runners.embedded.process_tree import identify, kill_tree, send, wait_gone
+from runners.embedded.server import HOST, EmbeddedServer
 from runners.jars import fetch_jars, read_lock
 
-HOST = "127.0.0.1"
 LOCK_FILE = pathlib.Path(__file__).parents[1] / "kafka.lock"
 _CLUSTER = "Y2FtcHVzLXN5bmMtdGVzdA"  # A cluster's id is 16 bytes in base64; ours says what it is.
 _POLL_S = 0.05
@@ -46,7 +42,7 @@ _SETTINGS: dict[str, str | int] = {
 }
 
 
-class KafkaServer:
+class KafkaServer(EmbeddedServer):
     """A Kafka broker and its controller in one process (KRaft), with its data in a directory.
 
     ::
@@ -68,59 +64,14 @@ class KafkaServer:
       progress: called with one line a second where a step takes longer than two.
     """
 
-    def __init__(
-        self,
-        directory: str | pathlib.Path,
-        port: int = 0,
-        settings: collections.abc.Mapping[str, str | int] | None = None,
-        progress: Progress = show_progress,
-    ):
-        self.directory = pathlib.Path(directory).absolute()
-        self.settings = dict(settings or {})
-        self._wanted_port = port
-        self._progress = progress
-        self._process: subprocess.Popen | None = None
-
-    def __enter__(self) -> "KafkaServer":
-        return self.start()
-
-    def __exit__(self, *_) -> None:
-        self.stop()
-
-    @property
-    def log(self) -> pathlib.Path:
-        """What the broker wrote of warnings; never a record's content."""
-        return self.directory / "server.log"
-
-    @property
-    def port(self) -> int:
-        """The broker's port.
-
-        Raises:
-          ServerError: it was never started.
-        """
-        if "port" not in self._state():
-            raise ServerError(f"{self.directory}: was never started. Remedy: `start()` it.")
-        return self._state()["port"]
+    product = "Kafka"
+    _ended = "ended"
+    _poll_s = _POLL_S
 
     @property
     def bootstrap(self) -> str:
         """What clients connect to, `host:port`."""
         return f"{HOST}:{self.port}"
-
-    @property
-    def process(self) -> ProcessId | None:
-        """The broker's process; None while it is down."""
-        if self._process is not None:
-            self._process.poll()  # Buries it, if it was ours and is dead.
-        found = self._state().get("process")
-        process = ProcessId(*found) if found else None
-        return process if process is not None and process.alive else None
-
-    @property
-    def running(self) -> bool:
-        """Whether the process lives; it may still be recovering, see `wait_ready`."""
-        return self.process is not None
 
     def start(self, timeout_s: float = 120.0) -> "KafkaServer":
         """Starts the broker, made first where there is none; returns when it answers.
@@ -128,31 +79,11 @@ class KafkaServer:
         Raises:
           ServerError: it cannot be made or started. JarsError: its libraries cannot be fetched.
         """
-        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with locked(self.directory / "server.lock"):
+        with self._alone():
             if not self.running:
                 self._spawn()
             self.wait_ready(timeout_s)
         return self
-
-    def wait_ready(self, timeout_s: float = 120.0) -> None:
-        """Returns when the broker answers.
-
-        Raises:
-          ServerError: it ended, or does not answer after `timeout_s`.
-        """
-        began = time.monotonic()
-        tell, what = SlowStep(self._progress), f"{self.directory.name}: Kafka is starting"
-        while not self._answers():
-            if not self.running:
-                raise ServerError(f"{self.directory}: Kafka ended. Remedy: see {self.log}.")
-            if time.monotonic() - began > timeout_s:
-                raise ServerError(
-                    f"{self.directory}: Kafka is not ready after {timeout_s:.0f} s. "
-                    f"Remedy: see {self.log}."
-                )
-            tell(what)
-            time.sleep(_POLL_S)
 
     def stop(self, timeout_s: float = 20.0) -> None:
         """Stops the broker, by force after `timeout_s`, and returns when it is gone."""
@@ -194,7 +125,7 @@ class KafkaServer:
             if len(found) == partitions and all(p.leader >= 0 for p in found.values()):
                 return
             time.sleep(_POLL_S)
-        raise ServerError(f"{self.directory}: topic {name} gets no leader. Remedy: see {self.log}.")
+        raise self._failure(f"topic {name} gets no leader")
 
     def delete_topic(self, name: str) -> None:
         """Deletes a topic and returns when it is gone."""
@@ -202,16 +133,6 @@ class KafkaServer:
         admin.delete_topics([name])[name].result(timeout=30)
         while name in admin.list_topics(timeout=10).topics:
             time.sleep(_POLL_S)
-
-    def _state(self) -> dict:
-        with contextlib.suppress(FileNotFoundError):
-            return json.loads((self.directory / "server.json").read_text())
-        return {}
-
-    def _note(self, **changes) -> None:
-        new = self.directory / "server.json.new"
-        new.write_text(json.dumps(self._state() | changes) + "\n")
-        new.replace(self.directory / "server.json")
 
     def _spawn(self) -> None:
         java, jars = _java(), fetch_jars(jars=read_lock(LOCK_FILE), what="Kafka")
@@ -226,9 +147,7 @@ class KafkaServer:
                 tool = ["kafka.tools.StorageTool", "format", "-t", _CLUSTER, "-c", str(config)]
                 done = subprocess.run([*command, *tool], stdout=log, stderr=log, check=False)
                 if done.returncode:
-                    raise ServerError(
-                        f"{self.directory}: Kafka's storage cannot be made. Remedy: see {self.log}."
-                    )
+                    raise self._failure("Kafka's storage cannot be made")
             self._process = subprocess.Popen(
                 [*command, "kafka.Kafka", str(config)],
                 stdin=subprocess.DEVNULL,
@@ -252,7 +171,7 @@ class KafkaServer:
         path.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
         return path
 
-    def _answers(self) -> bool:
+    def _says_ready(self) -> bool:
         # The client speaks of every refused connection on stderr: ask it once there is one.
         try:
             socket.create_connection((HOST, self.port), 1).close()

@@ -2,9 +2,7 @@
 
 import collections.abc
 import contextlib
-import dataclasses
 import hashlib
-import json
 import os
 import pathlib
 import shutil
@@ -12,23 +10,19 @@ import signal
 import stat
 import subprocess
 import sys
-import time
 
 import pymysql
 
-from runners.embedded.binaries import Account, ServerError, locked, server_account
+from runners.embedded.binaries import Account, ServerError, server_account
 from runners.embedded.mariadb_programs import MariaDbPrograms, programs
-from runners.embedded.ports import free_ports
-from runners.embedded.process_tree import ProcessId, identify, kill_tree, send, wait_gone
-from runners.embedded.progress import Progress, SlowStep, show_progress
+from runners.embedded.process_tree import ProcessId, identify, kill_tree, wait_gone
+from runners.embedded.progress import Progress, show_progress
+from runners.embedded.server import HOST, EmbeddedServer, nbytes
 from runners.processes import spawn
 
-HOST = "127.0.0.1"
 SUPERUSER = "root"
 
-_POLL_S = 0.02
 _DATA_SHELF = pathlib.Path("/var/tmp/campus-sync-mariadb")
-_PORT_TRIES = 20
 # Small, for several servers on one machine. Rows are logged with their columns' names.
 _SETTINGS: dict[str, str | int] = {
     "bind-address": HOST,
@@ -69,7 +63,6 @@ _REMEDIES = (
     ("error while loading shared libraries", "install the system library that is named."),
     ("Cannot allocate memory", "free memory, or give a smaller innodb-buffer-pool-size."),
 )
-_PORT_TAKEN = ("Can't start server: Bind on TCP/IP port", "Do you already have another server")
 # Becomes the account, and asks the kernel for death with its parent after that, since a change of
 # account forgets it.
 _LAUNCHER = """
@@ -89,17 +82,7 @@ os.execv(command[0], command)
 """
 
 
-@dataclasses.dataclass(frozen=True)
-class MariaDbStatus:
-    """A server as it is now; `port` is None before its first start, `pid` while it is down."""
-
-    running: bool
-    port: int | None
-    pid: int | None
-    nbytes: int
-
-
-class MariaDbServer:
+class MariaDbServer(EmbeddedServer):
     """A MariaDB 11.4 server with its data in a directory of its own.
 
     ::
@@ -128,6 +111,12 @@ class MariaDbServer:
       progress: called with one line a second where a step takes longer than two.
     """
 
+    product = "MariaDB"
+    _port_taken = (
+        "Can't start server: Bind on TCP/IP port",
+        "Do you already have another server",
+    )
+
     def __init__(
         self,
         directory: str | pathlib.Path,
@@ -137,68 +126,13 @@ class MariaDbServer:
         outlives: bool = False,
         progress: Progress = show_progress,
     ):
-        self.directory = pathlib.Path(directory).absolute()
-        self.settings = dict(settings or {})
+        super().__init__(directory, port, settings, progress)
         self.durable, self.outlives = durable, outlives
-        self._wanted_port = port
-        self._progress = progress
-        self._process: subprocess.Popen | None = None
-        self._log_from = 0  # Where in the log the last start begins.
-
-    def __enter__(self) -> "MariaDbServer":
-        return self.start()
-
-    def __exit__(self, *_) -> None:
-        self.stop()
 
     @property
     def data(self) -> pathlib.Path:
         """MariaDB's data directory, with the binlog in it; not always below `directory`."""
         return pathlib.Path(self._state().get("data") or self.directory / "data")
-
-    @property
-    def log(self) -> pathlib.Path:
-        """What the server wrote; never a row's content."""
-        return self.directory / "server.log"
-
-    @property
-    def port(self) -> int:
-        """The server's port.
-
-        Raises:
-          ServerError: it was never started and no port was asked for.
-        """
-        port = self._state().get("port") or self._wanted_port
-        if not port:
-            raise ServerError(f"{self.directory}: was never started. Remedy: `start()` it.")
-        return port
-
-    @property
-    def process(self) -> ProcessId | None:
-        """The server's process; None while it is down."""
-        if self._process is not None:
-            self._process.poll()  # Buries it, if it was ours and is dead.
-        found = self._state().get("process")
-        process = ProcessId(*found) if found else None
-        return process if process is not None and process.alive else None
-
-    @property
-    def pid(self) -> int | None:
-        """Number of the server's process; None while it is down."""
-        process = self.process
-        return process.pid if process else None
-
-    @property
-    def running(self) -> bool:
-        """Whether the process lives; it may still be recovering, see `wait_ready`."""
-        return self.process is not None
-
-    def status(self, sized: bool = True) -> MariaDbStatus:
-        """Returns the server as it is now; also where nothing was ever made."""
-        pid = self.pid
-        port = self._state().get("port") or self._wanted_port or None
-        paths = self.data.rglob("*") if sized and self.data.exists() else ()
-        return MariaDbStatus(pid is not None, port, pid, sum(map(_nbytes, paths)))
 
     def dsn(self, database: str, user: str = SUPERUSER, password: str = "") -> str:
         """Returns the connection string of a database; see transforms/capture/mariadb/dsn.py."""
@@ -221,37 +155,17 @@ class MariaDbServer:
         """
         with self._alone():
             if not self.running:
-                if self.data.exists() and not self._state():
-                    raise ServerError(
-                        f"{self.directory}: holds data that was not made here. "
-                        "Remedy: choose an empty directory."
-                    )
+                self._refuse_foreign_data()
                 account = server_account(self.data)
                 found = programs(account)
                 if not self._state().get("made"):
                     self._make(found, account)
-                self._launch(found, account)
+                self._launch(
+                    lambda port: self._spawn(found, account, port),
+                    lambda: self._says("ready for connections"),
+                )
             self.wait_ready(timeout_s)
         return self
-
-    def wait_ready(self, timeout_s: float = 120.0) -> None:
-        """Returns when the server accepts connections.
-
-        Raises:
-          ServerError: it ended, or is not ready after `timeout_s`.
-        """
-        began = time.monotonic()
-        tell, what = SlowStep(self._progress), f"{self.directory.name}: MariaDB is starting"
-        while True:
-            if not self.running:
-                raise self._failure("MariaDB is not running")
-            with contextlib.suppress(pymysql.Error):
-                self.connect(connect_timeout=1).close()
-                return
-            if time.monotonic() - began > timeout_s:
-                raise self._failure(f"MariaDB is not ready after {timeout_s:.0f} s")
-            tell(what)
-            time.sleep(_POLL_S)
 
     def stop(self, timeout_s: float = 30.0) -> None:
         """Stops the server and returns when it is gone; after `timeout_s` it is killed.
@@ -311,33 +225,11 @@ class MariaDbServer:
 
     # Below: plumbing, all of it under the directory's lock.
 
-    @contextlib.contextmanager
-    def _alone(self) -> collections.abc.Iterator[None]:
-        try:
-            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with locked(self.directory / "server.lock"):
-                yield
-        except OSError as error:
-            raise ServerError(
-                f"{error.filename or self.directory}: {error.strerror or type(error).__name__}. "
-                "Remedy: check the directory and its parents."
-            ) from error
-
-    def _state(self) -> dict:
-        try:
-            return json.loads((self.directory / "server.json").read_text())
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError) as error:
-            raise ServerError(
-                f"{self.directory / 'server.json'}: cannot be read ({type(error).__name__}). "
-                "Remedy: check its permissions; if it is damaged, choose another directory."
-            ) from error
-
-    def _note(self, **changes) -> None:
-        new = self.directory / "server.json.new"
-        new.write_text(json.dumps(self._state() | changes) + "\n")
-        new.replace(self.directory / "server.json")
+    def _says_ready(self) -> bool:
+        with contextlib.suppress(pymysql.Error):
+            self.connect(connect_timeout=1).close()
+            return True
+        return False
 
     def _make(self, found: MariaDbPrograms, account: Account) -> None:
         """Makes data directory and system tables; what an earlier try left is thrown away."""
@@ -352,7 +244,7 @@ class MariaDbServer:
         if account.uid is not None:
             os.chown(data, account.uid, account.gid)
         command = [*self._program(found), "--bootstrap", *_options(_MAKING)]
-        self._log_from = _nbytes(self.log)
+        self._log_from = nbytes(self.log)
         with self.log.open("ab") as log:
             process = subprocess.Popen(
                 _launched(command, account, 0),
@@ -376,27 +268,6 @@ class MariaDbServer:
             f"--tmpdir={self.data}",
         ]
 
-    def _launch(self, found: MariaDbPrograms, account: Account) -> None:
-        """Starts MariaDB and waits until it is past its port: another one where taken."""
-        known = self._wanted_port or self._state().get("port")
-        candidates = free_ports(HOST, bytes(self.directory))
-        for attempt in range(_PORT_TRIES):
-            port = known if known and attempt == 0 else next(candidates)
-            self._spawn(found, account, port)
-            while self.running and not self._says("ready for connections"):
-                time.sleep(_POLL_S)
-            if self.running:
-                return
-            if not self._says(*_PORT_TAKEN):
-                raise self._failure("MariaDB does not start")
-            if self._wanted_port:
-                raise ServerError(
-                    f"{self.directory}: port {self._wanted_port} is taken by another program. "
-                    f"Remedy: stop it (`ss -ltnp 'sport = :{self._wanted_port}'` names it), "
-                    "or choose another port."
-                )
-        raise self._failure(f"no free port on {HOST}")
-
     def _spawn(self, found: MariaDbPrograms, account: Account, port: int) -> None:
         settings = {**_SETTINGS, **(_DURABLE if self.durable else _NOT_DURABLE), **self.settings}
         command = [
@@ -405,7 +276,7 @@ class MariaDbServer:
             "--socket=mariadb.sock",
             *_options(settings),
         ]
-        self._log_from = _nbytes(self.log)
+        self._log_from = nbytes(self.log)
         if self.outlives:
             with self.log.open("ab") as log:
                 self._process = subprocess.Popen(
@@ -427,27 +298,6 @@ class MariaDbServer:
                 raise self._not_ours() from None
         if self._process is not None:
             self._process.wait()
-
-    def _send(self, process: ProcessId, number: signal.Signals) -> None:
-        try:
-            send(process, number)
-        except PermissionError:
-            raise self._not_ours() from None
-
-    def _not_ours(self) -> ServerError:
-        return ServerError(
-            f"{self.directory}: the server is another user's. Remedy: do this as that user."
-        )
-
-    def _start_log(self) -> list[str]:
-        """What the server has written since it was last started."""
-        with contextlib.suppress(FileNotFoundError), self.log.open("rb") as file:
-            file.seek(self._log_from)
-            return file.read()[-20_000:].decode(errors="replace").splitlines()
-        return []
-
-    def _says(self, *signs: str) -> bool:
-        return any(sign in line for line in self._start_log() for sign in signs)
 
     def _failure(self, what: str) -> ServerError:
         lines = self._start_log()
@@ -489,10 +339,3 @@ def _shelf(directory: pathlib.Path) -> pathlib.Path:
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != 0 or found.st_mode & 0o022:
         raise PermissionError(13, "is not a directory of root's own", str(_DATA_SHELF))
     return _DATA_SHELF / hashlib.sha256(bytes(directory)).hexdigest()[:16]
-
-
-def _nbytes(path: pathlib.Path) -> int:
-    try:
-        return path.lstat().st_size
-    except FileNotFoundError:
-        return 0

@@ -2,8 +2,6 @@
 
 import collections.abc
 import contextlib
-import dataclasses
-import json
 import os
 import pathlib
 import shutil
@@ -13,23 +11,20 @@ import time
 
 import psycopg
 
-from runners.embedded.binaries import Account, ServerError, locked, programs, server_account
-from runners.embedded.ports import free_ports
+from runners.embedded.binaries import Account, ServerError, programs, server_account
 from runners.embedded.process_tree import (
     ProcessId,
     children_of,
     identify,
     kill_tree,
-    send,
     wait_gone,
 )
 from runners.embedded.progress import Progress, SlowStep, show_progress
+from runners.embedded.server import HOST, EmbeddedServer
 
-HOST = "127.0.0.1"
 SUPERUSER = "postgres"
 
 _POLL_S = 0.02
-_PORT_TRIES = 20
 _CONF = "campus_sync.conf"
 _SETTINGS: dict[str, str | int | bool] = {
     "listen_addresses": HOST,
@@ -62,20 +57,9 @@ _REMEDIES = (
     ("unrecognized configuration parameter", "correct the name in `settings`."),
     ("invalid value for parameter", "correct the value in `settings`."),
 )
-_PORT_TAKEN = ("could not bind", "could not create any TCP/IP sockets")
 
 
-@dataclasses.dataclass(frozen=True)
-class ServerStatus:
-    """A server as it is now; `port` is None before its first start, `pid` while it is down."""
-
-    running: bool
-    port: int | None
-    pid: int | None
-    nbytes: int
-
-
-class PostgresServer:
+class PostgresServer(EmbeddedServer):
     """A PostgreSQL 18 server with its data in a directory of its own.
 
     ::
@@ -104,6 +88,9 @@ class PostgresServer:
       progress: called with one line a second where a step takes longer than two.
     """
 
+    product = "PostgreSQL"
+    _port_taken = ("could not bind", "could not create any TCP/IP sockets")
+
     def __init__(
         self,
         directory: str | pathlib.Path,
@@ -112,71 +99,8 @@ class PostgresServer:
         durable: bool = True,
         progress: Progress = show_progress,
     ):
-        self.directory = pathlib.Path(directory).absolute()
-        self.settings = dict(settings or {})
+        super().__init__(directory, port, settings, progress)
         self.durable = durable
-        self._wanted_port = port
-        self._progress = progress
-        self._process: subprocess.Popen | None = None
-        self._log_from = 0  # Where in the log the last start begins.
-
-    def __enter__(self) -> "PostgresServer":
-        return self.start()
-
-    def __exit__(self, *_) -> None:
-        self.stop()
-
-    @property
-    def data(self) -> pathlib.Path:
-        """PostgreSQL's data directory."""
-        return self.directory / "data"
-
-    @property
-    def log(self) -> pathlib.Path:
-        """What the server wrote; never a row's content."""
-        return self.directory / "server.log"
-
-    @property
-    def port(self) -> int:
-        """The server's port.
-
-        Raises:
-          ServerError: it was never started and no port was asked for.
-        """
-        port = self._state().get("port") or self._wanted_port
-        if not port:
-            raise ServerError(f"{self.directory}: was never started. Remedy: `start()` it.")
-        return port
-
-    @property
-    def process(self) -> ProcessId | None:
-        """The server's main process; None while it is down."""
-        if self._process is not None:
-            self._process.poll()  # Buries it, if it was ours and is dead.
-        found = self._state().get("process")
-        process = ProcessId(*found) if found else None
-        return process if process is not None and process.alive else None
-
-    @property
-    def pid(self) -> int | None:
-        """Number of the main process; None while it is down."""
-        process = self.process
-        return process.pid if process else None
-
-    @property
-    def running(self) -> bool:
-        """Whether the main process lives; it may still be recovering, see `wait_ready`."""
-        return self.process is not None
-
-    def status(self, sized: bool = True) -> ServerStatus:
-        """Returns the server as it is now; also where nothing was ever made.
-
-        Without `sized`, `nbytes` is 0 and nothing is counted.
-        """
-        pid = self.pid
-        port = self._state().get("port") or self._wanted_port or None
-        paths = self.data.rglob("*") if sized and self.data.exists() else ()
-        return ServerStatus(pid is not None, port, pid, sum(map(_nbytes, paths)))
 
     def dsn(self, database: str = "postgres", user: str = SUPERUSER) -> str:
         """Returns the connection string of a database, as a libpq URI."""
@@ -195,27 +119,9 @@ class PostgresServer:
         with self._alone():
             if not self.running:
                 self._make()
-                self._launch()
+                self._launch(self._spawn, self._is_listening)
             self.wait_ready(timeout_s)
         return self
-
-    def wait_ready(self, timeout_s: float = 120.0) -> None:
-        """Returns when the server accepts connections.
-
-        Raises:
-          ServerError: it ended, or is not ready after `timeout_s`.
-        """
-        began = time.monotonic()
-        tell, what = SlowStep(self._progress), f"{self.directory.name}: PostgreSQL is starting"
-        while True:
-            if not self.running:
-                raise self._failure("PostgreSQL is not running")
-            if self._says_ready():
-                return
-            if time.monotonic() - began > timeout_s:
-                raise self._failure(f"PostgreSQL is not ready after {timeout_s:.0f} s")
-            tell(what)
-            time.sleep(_POLL_S)
 
     def stop(self, mode: str = "fast", timeout_s: float = 20.0) -> None:
         """Stops the server and returns when it is gone.
@@ -274,39 +180,10 @@ class PostgresServer:
 
     # Below: plumbing, all of it under the directory's lock.
 
-    @contextlib.contextmanager
-    def _alone(self) -> collections.abc.Iterator[None]:
-        try:
-            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with locked(self.directory / "server.lock"):
-                yield
-        except OSError as error:
-            raise _os_failure(self.directory, error) from error
-
-    def _state(self) -> dict:
-        try:
-            return json.loads((self.directory / "server.json").read_text())
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError) as error:
-            raise ServerError(
-                f"{self.directory / 'server.json'}: cannot be read ({type(error).__name__}). "
-                "Remedy: check its permissions; if it is damaged, choose another directory."
-            ) from error
-
-    def _note(self, **changes) -> None:
-        new = self.directory / "server.json.new"
-        new.write_text(json.dumps(self._state() | changes) + "\n")
-        new.replace(self.directory / "server.json")
-
     def _make(self) -> None:
         """Runs initdb where there is no data yet; into a scratch directory, so wholly or not."""
         if self.data.exists():
-            if not self._state():
-                raise ServerError(
-                    f"{self.directory}: holds data that was not made here. "
-                    "Remedy: choose an empty directory."
-                )
+            self._refuse_foreign_data()
             return
         scratch = self.directory / "data.new"
         shutil.rmtree(scratch, ignore_errors=True)
@@ -363,27 +240,6 @@ class PostgresServer:
         stack.callback(os.close, descriptor)
         inherited = {"pass_fds": [descriptor], "place": f"/proc/self/fd/{descriptor}"}
         return arguments | account.popen() | inherited
-
-    def _launch(self) -> None:
-        """Starts PostgreSQL and waits until it is past its ports: another one where taken."""
-        known = self._wanted_port or self._state().get("port")
-        candidates = free_ports(HOST, bytes(self.directory))
-        for attempt in range(_PORT_TRIES):
-            port = known if known and attempt == 0 else next(candidates)
-            self._spawn(port)
-            while self.running and not self._is_listening():
-                time.sleep(_POLL_S)
-            if self.running:
-                return
-            if not any(sign in line for line in self._start_log() for sign in _PORT_TAKEN):
-                raise self._failure("PostgreSQL does not start")
-            if self._wanted_port:
-                raise ServerError(
-                    f"{self.directory}: port {self._wanted_port} is taken by another program. "
-                    f"Remedy: stop it (`ss -ltnp 'sport = :{self._wanted_port}'` names it), "
-                    "or choose another port."
-                )
-        raise self._failure(f"no free port on {HOST}")
 
     def _spawn(self, port: int) -> None:
         account = server_account(self.data)
@@ -451,12 +307,6 @@ class PostgresServer:
                 raise self._not_ours() from None
             self._wait_gone(process, 1.0)
 
-    def _send(self, process: ProcessId, number: signal.Signals) -> None:
-        try:
-            send(process, number)
-        except PermissionError:
-            raise self._not_ours() from None
-
     def _signal_all(self, number: signal.Signals) -> None:
         process = self.process
         if process is not None:
@@ -474,18 +324,6 @@ class PostgresServer:
             self._process.wait()
         return True
 
-    def _not_ours(self) -> ServerError:
-        return ServerError(
-            f"{self.directory}: the server is another user's. Remedy: do this as that user."
-        )
-
-    def _start_log(self) -> list[str]:
-        """What the server, or initdb, has written since it was last started."""
-        with contextlib.suppress(FileNotFoundError), self.log.open("rb") as file:
-            file.seek(self._log_from)
-            return file.read()[-20_000:].decode(errors="replace").splitlines()
-        return []
-
     def _failure(self, what: str) -> ServerError:
         lines = self._start_log()
         said, remedy = "", f"see {self.log}."
@@ -500,17 +338,10 @@ class PostgresServer:
         said = said.rpartition(":  ")[2]  # Without the time and the process.
         return ServerError(f"{self.directory}: {what}{said and f': {said}'}. Remedy: {remedy}")
 
-
-def _os_failure(place: pathlib.Path, error: OSError) -> ServerError:
-    what = os.strerror(error.errno) if error.errno else type(error).__name__
-    remedy = next(
-        (text for sign, text in _REMEDIES if sign in what), "check the directory and its parents."
-    )
-    return ServerError(f"{error.filename or place}: {what}. Remedy: {remedy}")
-
-
-def _nbytes(path: pathlib.Path) -> int:
-    try:
-        return path.lstat().st_size
-    except FileNotFoundError:
-        return 0  # The server works on.
+    def _os_failure(self, error: OSError) -> ServerError:
+        what = os.strerror(error.errno) if error.errno else type(error).__name__
+        remedy = next(
+            (text for sign, text in _REMEDIES if sign in what),
+            "check the directory and its parents.",
+        )
+        return ServerError(f"{error.filename or self.directory}: {what}. Remedy: {remedy}")

@@ -54,6 +54,27 @@ def raw_of(tables: dict[str, pa.RecordBatch]) -> RawChanges:
     return RawChanges(Position(0, SEQ_END), Position(9, SEQ_END), count, COMMIT_US, tables)
 
 
+def rows_of(batches: list[RawChanges]) -> list[dict]:
+    """Returns every row with its table, in the order of the source."""
+    rows = [
+        {"table": name} | row
+        for batch in batches
+        for name, table in batch.tables.items()
+        for row in table.to_pylist()
+    ]
+    return sorted(rows, key=lambda row: (row["_lsn"], row["_seq"]))
+
+
+def short(row: dict) -> tuple:
+    """Operation, ordinal and the source's columns of a row."""
+    values = [
+        value
+        for name, value in row.items()
+        if name != "table" and not (name.startswith("_") and not name.startswith("_old."))
+    ]
+    return (chr(row["_op"]), row["_seq"], *values)
+
+
 def laboratory_results(count: int) -> pa.RecordBatch:
     """Returns `count` inserts into lis.result, 50 a transaction, about 250 bytes each."""
     at = range(count)

@@ -11,6 +11,7 @@ from schemas.batches import RawChanges
 from schemas.errors import SourceUnavailable
 from schemas.positions import SEQ_END, START, Position
 from tests.debezium_events import Topic, field, load
+from tests.raw_changes import rows_of
 from transforms.capture.debezium.event_stream import EventStream, RetentionGap, TopicRecreated
 from transforms.capture.debezium.hints import TableSpec
 from transforms.capture.debezium.record import Record
@@ -78,16 +79,6 @@ def read(stream, end: int | None = None) -> list[RawChanges]:
         assert time.monotonic() < deadline
         batches += stream.read(1000, 1 << 20, 0.5)
     return batches
-
-
-def rows_of(batches: list[RawChanges]) -> list[dict]:
-    rows = [
-        {"table": name} | row
-        for raw in batches
-        for name, table in raw.tables.items()
-        for row in table.to_pylist()
-    ]
-    return sorted(rows, key=lambda row: (row["_lsn"], row["_seq"]))
 
 
 def change(topic: Topic, number: int, identity: int = 1, op: str = "u") -> Record:

@@ -12,6 +12,7 @@ from schemas.batches import Op, RawChanges
 from schemas.errors import SourceUnavailable
 from schemas.positions import SEQ_END, Position
 from tests.mariadb_types import CASES, NULL
+from tests.raw_changes import rows_of, short
 from transforms.capture.mariadb.dsn import parse_dsn
 from transforms.capture.mariadb.errors import (
     LogPurged,
@@ -19,7 +20,7 @@ from transforms.capture.mariadb.errors import (
     LogUnusable,
     RightsMissing,
 )
-from transforms.capture.mariadb.places import describe
+from transforms.capture.mariadb.places import border_at, describe
 from transforms.capture.mariadb.snapshot import consistent_point, snapshot
 from transforms.capture.mariadb.source import MariaDbSource
 from transforms.capture.mariadb.state import state
@@ -94,8 +95,7 @@ class Capture:
         batches: list[RawChanges] = []
         deadline = time.monotonic() + DEADLINE_S
         with self.stream() as stream:
-            # The border of the end, of which a position says that all before it has come.
-            while self.position.lsn < end - 62 and len(batches) < batches_max:
+            while self.position.lsn < border_at(end) and len(batches) < batches_max:
                 assert time.monotonic() < deadline, describe(self.position.lsn)
                 found = stream.read(0.1)[: batches_max - len(batches)]
                 self._join(found)
@@ -110,26 +110,6 @@ class Capture:
             assert batch.captured == held + len(batch.rejects)
             for table in batch.tables.values():
                 table.validate(full=True)
-
-
-def rows_of(batches: list[RawChanges]) -> list[dict]:
-    rows = [
-        {"table": name} | row
-        for batch in batches
-        for name, table in batch.tables.items()
-        for row in table.to_pylist()
-    ]
-    return sorted(rows, key=lambda row: (row["_lsn"], row["_seq"]))
-
-
-def short(row: dict) -> tuple:
-    """Operation, ordinal and the source's columns of a row."""
-    values = [
-        value
-        for name, value in row.items()
-        if name != "table" and not (name.startswith("_") and not name.startswith("_old."))
-    ]
-    return (chr(row["_op"]), row["_seq"], *values)
 
 
 def replay(tables: dict[str, dict], batches: list[RawChanges], keys: dict) -> None:

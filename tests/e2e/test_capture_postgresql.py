@@ -16,6 +16,7 @@ import pytest
 from schemas.batches import Op, RawChanges
 from schemas.errors import SourceUnavailable
 from schemas.positions import SEQ_END, Position
+from tests.raw_changes import rows_of, short
 from transforms.capture import slots
 from transforms.capture.pgoutput import PgOutputDecoder
 from transforms.capture.replication import (
@@ -118,26 +119,6 @@ def capture(database, request):
     yield make
     for each in made:
         slots.drop(database, each.slot)
-
-
-def rows_of(batches: list[RawChanges]) -> list[dict]:
-    rows = [
-        {"table": name} | row
-        for batch in batches
-        for name, table in batch.tables.items()
-        for row in table.to_pylist()
-    ]
-    return sorted(rows, key=lambda row: (row["_lsn"], row["_seq"]))
-
-
-def short(row: dict) -> tuple:
-    """Operation, ordinal and the source's columns of a row."""
-    values = [
-        value
-        for name, value in row.items()
-        if name != "table" and not (name.startswith("_") and not name.startswith("_old."))
-    ]
-    return (chr(row["_op"]), row["_seq"], *values)
 
 
 def replay(tables: dict[str, dict], batches: list[RawChanges], keys: dict) -> None:

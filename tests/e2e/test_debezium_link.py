@@ -2,18 +2,13 @@
 
 import pathlib
 
-import psycopg
 import pytest
-import yaml
 from confluent_kafka import Producer, TopicPartition
 
 from runners.embedded.kafka import KafkaServer
-from runners.run import prepare_stores
-from schemas.config import load
-from schemas.links import LinkSettings
 from tests.debezium_events import load as recorded
-from tests.faults.harness import QUICK, Link, Network, until
-from transforms.seal_dead_letters import make_key
+from tests.faults.harness import Link, Network, until
+from tests.one_link import OneLink
 
 MAPPING = """\
 version: 1
@@ -54,36 +49,19 @@ def campus(kafka, database, tmp_path, request):
     return Campus(kafka, database, tmp_path, topic)
 
 
-class Campus:
+class Campus(OneLink):
     """A topic, the store that it feeds, and the link between them."""
 
     def __init__(self, kafka: KafkaServer, store: str, folder: pathlib.Path, topic: str):
-        self.kafka, self.store, self.topic = kafka, store, topic
-        make_key(folder / "key")
-        (folder / "campus_c.yaml").write_text(MAPPING, encoding="utf-8")
-        content = {
-            "version": 1,
-            "sources": {
-                "west": {
-                    "kind": "debezium",
-                    "dsn": f"kafka://{kafka.bootstrap}/{topic}",
-                    "mapping": "campus_c.yaml",
-                    # What an event without a schema does not tell.
-                    "hints": {"LAB.PAT_MASTER_INDEX": {"DATE_OF_BIRTH": "millis"}},
-                }
-            },
-            "stores": {"primary": {"dsn": store}},
-            "dead_letter_key": "file:key",
-            "limits": QUICK,
+        self.kafka, self.topic = kafka, topic
+        source = {
+            "kind": "debezium",
+            "dsn": f"kafka://{kafka.bootstrap}/{topic}",
+            "mapping": "campus_c.yaml",
+            # What an event without a schema does not tell.
+            "hints": {"LAB.PAT_MASTER_INDEX": {"DATE_OF_BIRTH": "millis"}},
         }
-        (folder / "campuses.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
-        self.config = load(folder / "campuses.yaml")
-        prepare_stores(self.config)
-
-    @property
-    def settings(self) -> LinkSettings:
-        (link,) = self.config.links()
-        return self.config.settings(link)
+        super().__init__(folder, store, "west", source, {"campus_c.yaml": MAPPING})
 
     def put(self, records) -> None:
         producer = Producer({"bootstrap.servers": self.kafka.bootstrap, "acks": "all"})
@@ -95,10 +73,6 @@ class Campus:
     def forget_before(self, offset: int) -> None:
         admin, place = self.kafka.admin(), TopicPartition(self.topic, 0, offset)
         admin.delete_records([place])[place].result(30)
-
-    def ask(self, query: str) -> list[tuple]:
-        with psycopg.connect(self.store) as connection:
-            return connection.execute(query).fetchall()
 
     def patients(self) -> list[str]:
         query = "SELECT record_id FROM consult.patient WHERE NOT deleted ORDER BY 1"

@@ -5,9 +5,7 @@ import itertools
 import json
 import pathlib
 
-import psycopg
 import pytest
-import yaml
 
 import runners.embedded
 from pipelines.compare import compare
@@ -16,15 +14,13 @@ from runners.codes import codes
 from runners.embedded.campus_b import MariaDbDialect
 from runners.embedded.mariadb import MariaDbServer
 from runners.preflight import Severity, check
-from runners.run import prepare_stores
 from schemas.clocks import wall_clock_us
-from schemas.config import load
-from schemas.links import LinkSettings
 from schemas.reports import State
-from tests.faults.harness import QUICK, Link, Network, until
+from tests.faults.harness import Link, Network, until
+from tests.one_link import OneLink
 from tests.unit.test_dialects import tell
+from transforms.capture.mariadb.places import border_at
 from transforms.capture.mariadb.state import state
-from transforms.seal_dead_letters import make_key
 
 pytest_plugins = ["tests.fixtures_mariadb"]
 
@@ -70,34 +66,13 @@ PATIENT = "INSERT INTO MS_BRDA VALUES (%s, %s, %s, %s, '1966.3.5', NULL, '138000
 RESULT = "INSERT INTO JYJG VALUES (%s, %s, 'K', %s, 0)"
 
 
-class Campus:
+class Campus(OneLink):
     """The server, its database, the store and the link between them."""
 
     def __init__(self, server: MariaDbServer, store: str, folder: pathlib.Path, mapping: str):
-        self.server, self.folder = server, folder
-        make_key(folder / "key")
-        (folder / "campus_b.yaml").write_text(MAPPING, encoding="utf-8")
-        content = {
-            "version": 1,
-            "sources": {
-                "east": {
-                    "kind": "mariadb",
-                    "dsn": server.dsn("his"),
-                    "mapping": mapping,
-                }
-            },
-            "stores": {"primary": {"dsn": store}},
-            "dead_letter_key": "file:key",
-            "limits": QUICK,
-        }
-        (folder / "campuses.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
-        self.config = load(folder / "campuses.yaml")
-        prepare_stores(self.config)
-
-    @property
-    def settings(self) -> LinkSettings:
-        (link,) = self.config.links()
-        return self.config.settings(link)
+        self.server = server
+        source = {"kind": "mariadb", "dsn": server.dsn("his"), "mapping": mapping}
+        super().__init__(folder, store, "east", source, {"campus_b.yaml": MAPPING})
 
     def execute(self, *statements: str, rows: list[tuple] | None = None) -> None:
         with self.server.connect("his") as connection, connection.cursor() as cursor:
@@ -105,16 +80,8 @@ class Campus:
                 cursor.executemany(statement, rows) if rows else cursor.execute(statement)
             connection.commit()
 
-    def ask(self, query: str) -> list[tuple]:
-        with psycopg.connect(self.store) as connection:
-            return connection.execute(query).fetchall()
-
-    @property
-    def store(self) -> str:
-        return self.config.stores["primary"].dsn
-
     def drain(self) -> None:
-        end = state(self.server.dsn("his")).log_end_lsn - 62  # The border: all before it has come.
+        end = border_at(state(self.server.dsn("his")).log_end_lsn)
         reached = (
             f"SELECT FROM sync.progress WHERE lane = 'routine' AND lsn >= {end} AND NOT EXISTS"
             " (SELECT FROM sync.snapshot WHERE state = 'running') AND NOT EXISTS"

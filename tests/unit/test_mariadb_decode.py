@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from schemas.batches import Op, RawChanges
 from schemas.positions import SEQ_END, Position
 from tests.binlog_bytes import ABSENT, CHARSETS, GBK, Log, integer, packets_of, text
+from tests.raw_changes import rows_of
 from transforms.capture.columns import TooManyColumns
 from transforms.capture.mariadb.decode import BinlogDecoder
 from transforms.capture.mariadb.errors import LogSettingsWrong, LogUnusable, ServerRefused
@@ -38,16 +39,6 @@ def decode(made: Log, **arguments) -> list[RawChanges]:
 
 def patients(made: Log) -> Log:
     return made.table(ID, "his.MS_BRDA", COLUMNS)
-
-
-def rows_of(batches: list[RawChanges]) -> list[dict]:
-    rows = [
-        {"table": name} | row
-        for batch in batches
-        for name, table in batch.tables.items()
-        for row in table.to_pylist()
-    ]
-    return sorted(rows, key=lambda row: (row["_lsn"], row["_seq"]))
 
 
 def test_insert_byte_by_byte():

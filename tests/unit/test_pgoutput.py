@@ -20,6 +20,7 @@ from tests.pgoutput_bytes import (
     values,
     xlog,
 )
+from tests.raw_changes import rows_of
 from transforms.capture.columns import TooManyColumns
 from transforms.capture.pgoutput import (
     POSTGRES_EPOCH_US,
@@ -38,17 +39,6 @@ def decoder(rows: int = 100, size: int = 1 << 20, start: Position = START, keys=
 
 def transaction(lsn: int, *messages: bytes) -> list[bytes]:
     return [xlog(message, lsn) for message in (begin(lsn, lsn), *messages, commit(lsn, lsn))]
-
-
-def rows_of(batches: list[RawChanges]) -> list[dict]:
-    """Every row with its table, in the order of the source."""
-    rows = [
-        {"table": name} | row
-        for batch in batches
-        for name, table in batch.tables.items()
-        for row in table.to_pylist()
-    ]
-    return sorted(rows, key=lambda row: (row["_lsn"], row["_seq"]))
 
 
 def decode(*payloads: bytes, **arguments) -> list[RawChanges]:

@@ -11,7 +11,7 @@ import typing
 import pydantic
 
 from schemas.emergency_rules import Number, Word
-from schemas.yaml_lines import LineOf, Problem, dotted, problems_error, read_model
+from schemas.yaml_lines import LineOf, Problem, dotted, read_checked
 
 DEFAULT_PATH = pathlib.Path(__file__).parent / "rules" / "empi.yaml"
 
@@ -127,10 +127,7 @@ def load_matching_rules(path: str | pathlib.Path = "default") -> MatchingRules:
         with its line, its place and the remedy.
     """
     path = DEFAULT_PATH if str(path) == "default" else pathlib.Path(path)
-    content, line_of = read_model(path, _RulesFile)
-    problems = list(_problems(content, line_of))
-    if problems:
-        raise problems_error(path, problems)
+    content = read_checked(path, _RulesFile, _problems)
     variants = {other: group[0] for group in content.variants for other in group[1:]}
     epoch = datetime.date(1970, 1, 1)
     days = [(datetime.date.fromisoformat(t) - epoch).days for t in content.excluded.birth_dates]

@@ -14,7 +14,7 @@ import pydantic
 from schemas.emergency_rules import UNITLESS, Limit, Number, Word, Words, spellings_of
 from schemas.entities import TABLES
 from schemas.tables import Kind
-from schemas.yaml_lines import LineOf, Problem, dotted, problems_error, read_model, suggest
+from schemas.yaml_lines import LineOf, Problem, dotted, read_checked, suggest
 
 DEFAULT_PATH = pathlib.Path(__file__).parent / "rules" / "quality.yaml"
 RULES = range(1, 31)  # The numbers that the domain notes and every alarm use.
@@ -394,10 +394,7 @@ def load_quality_rules(path: str | pathlib.Path = "default") -> QualityRules:
         with its line, its place and the remedy.
     """
     path = DEFAULT_PATH if str(path) == "default" else pathlib.Path(path)
-    content, line_of = read_model(path, _RulesFile)
-    problems = list(_problems(content, line_of))
-    if problems:
-        raise problems_error(path, problems)
+    content = read_checked(path, _RulesFile, _problems)
     rules = tuple(sorted(content.rules, key=lambda rule: rule.rule))
     version = hashlib.sha256(content.model_dump_json().encode()).digest()
     return QualityRules(str(path), content.items, rules, content.campuses, version)

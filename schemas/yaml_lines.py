@@ -159,6 +159,22 @@ def read_model(path: str | pathlib.Path, model: type[Model]) -> tuple[Model, Lin
         raise problems_error(path, model_problems(error, model, line_of)) from None
 
 
+def read_checked(
+    path: str | pathlib.Path,
+    model: type[Model],
+    problems: collections.abc.Callable[[Model, LineOf], collections.abc.Iterable[Problem]],
+) -> Model:
+    """Returns a file as a model that `problems` finds nothing wrong with.
+
+    Raises:
+      ConfigError: as `read_model`, or what was found, all of it at once.
+    """
+    content, line_of = read_model(path, model)
+    if found := list(problems(content, line_of)):
+        raise problems_error(path, found)
+    return content
+
+
 def model_problems(
     error: pydantic.ValidationError, model: type[pydantic.BaseModel], line_of: LineOf
 ) -> list[Problem]:

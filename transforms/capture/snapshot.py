@@ -2,15 +2,16 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import numba
 import numpy as np
 import psycopg
+import pyarrow as pa
 from psycopg import pq, sql
 from psycopg.conninfo import conninfo_to_dict
 
-from schemas.batches import Op, RawChanges
+from schemas.batches import Op, RawChanges, Reject
 from schemas.errors import CampusSyncError
 from schemas.positions import SEQ_END, Position
 from transforms.capture.columns import NULL, SLACK, Layout, Rows, record_batch
@@ -184,34 +185,14 @@ class _Rows:
             raise psycopg.errors.error_from_result(result)
 
     def _take(self, payloads: Sequence[bytes], last: bool) -> RawChanges:
-        lsn, now_us = self._created.lsn, self._created.taken_us
-        count = len(payloads)
-        begin, end_seq = self._seq, self._seq + count + last
-        if end_seq >= SEQ_END:
-            raise SnapshotTooLarge(
-                f"table {self._layout.table} and those before it have more than {SEQ_END} rows: "
-                "map fewer tables to one link."
-            )
-        self._seq = end_seq
-        tables, rejects = {}, ()
-        if count:
-            rows = Rows(
-                op=np.full(count, Op.SNAPSHOT, np.uint8),
-                lsn=np.full(count, lsn, np.int64),
-                seq=np.arange(begin + 1, begin + 1 + count, dtype=np.int32),
-                commit_us=np.full(count, now_us, np.int64),
-            )
-            batch, rejects = record_batch(self._layout, rows, *self._cells(payloads))
-            tables = {self._layout.table: batch} if batch.num_rows else {}
-        return RawChanges(
-            Position(lsn, begin),
-            Position(lsn, end_seq),
-            count,
-            now_us,
-            tables,
-            sweeps=((self._layout.table, Position(lsn, 0)),) if last else (),
-            rejects=rejects,
-        )
+        def content(rows: Rows) -> Content:
+            return record_batch(self._layout, rows, *self._cells(payloads))
+
+        created, table = self._created, self._layout.table
+        begin = Position(created.lsn, self._seq)
+        taken = snapshot_changes(table, begin, created.taken_us, len(payloads), last, content)
+        self._seq = taken.end.seq
+        return taken
 
     def _cells(self, payloads: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         joined = b"".join(payloads)
@@ -224,6 +205,55 @@ class _Rows:
         if broken >= 0:
             raise psycopg.OperationalError("a copied line is damaged")
         return buffer, start, length
+
+
+Content = tuple[pa.RecordBatch, tuple[Reject, ...]]
+
+
+def snapshot_changes(
+    table: str,
+    begin: Position,
+    taken_us: int,
+    count: int,
+    last: bool,
+    content: Callable[[Rows], Content],
+) -> RawChanges:
+    """Returns the next `count` rows of a table as changes behind `begin`, at its LSN.
+
+    The `last` of a table have its sweep, which takes a place of its own.
+
+    Args:
+      taken_us: the source's time of the snapshot.
+      content: returns the batch of given places, and what is refused of it; not asked if empty.
+
+    Raises:
+      SnapshotTooLarge: there are more rows than places.
+    """
+    lsn, end_seq = begin.lsn, begin.seq + count + last
+    if end_seq >= SEQ_END:
+        raise SnapshotTooLarge(
+            f"table {table} and those before it have more than {SEQ_END} rows: map fewer "
+            "tables to one link."
+        )
+    tables, rejects = {}, ()
+    if count:
+        rows = Rows(
+            op=np.full(count, Op.SNAPSHOT, np.uint8),
+            lsn=np.full(count, lsn, np.int64),
+            seq=np.arange(begin.seq + 1, begin.seq + 1 + count, dtype=np.int32),
+            commit_us=np.full(count, taken_us, np.int64),
+        )
+        batch, rejects = content(rows)
+        tables = {table: batch} if batch.num_rows else {}
+    return RawChanges(
+        begin,
+        Position(lsn, end_seq),
+        count,
+        taken_us,
+        tables,
+        sweeps=((table, Position(lsn, 0)),) if last else (),
+        rejects=rejects,
+    )
 
 
 @numba.njit(nogil=True, cache=True)

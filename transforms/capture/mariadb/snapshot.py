@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pymysql
 
-from schemas.batches import Op, RawChanges
+from schemas.batches import RawChanges
 from schemas.errors import SourceUnavailable
 from schemas.positions import SEQ_END, Position
 from transforms.capture.columns import NULL, SLACK, Rows, record_batch
@@ -22,7 +22,7 @@ from transforms.capture.mariadb.refuse import unmarked
 from transforms.capture.mariadb.session import clock_us, connect, is_mariadb, translated
 from transforms.capture.mariadb.snapshot_columns import SourceTable, quote_table, source_table
 from transforms.capture.mariadb.text_area import TextArea, decode_slowly
-from transforms.capture.snapshot import SnapshotTooLarge
+from transforms.capture.snapshot import Content, snapshot_changes
 
 _READ_BYTES = 1 << 20
 _LOCK_WAIT_S = 10
@@ -202,37 +202,18 @@ class _Reading:
         self._bytes += last - first
 
     def _take(self, last: bool) -> RawChanges:
-        lsn, now_us, table = self._point.lsn, self._point.taken_us, self._table.layout.table
-        begin, end_seq = self._seq, self._seq + self._rows + last
-        if end_seq >= SEQ_END:
-            raise SnapshotTooLarge(
-                f"table {table} and those before it have more than {SEQ_END} rows: map fewer "
-                "tables to one link."
-            )
-        count, self._seq = self._rows, end_seq
-        tables, rejects = {}, ()
-        if count:
-            rows = Rows(
-                op=np.full(count, Op.SNAPSHOT, np.uint8),
-                lsn=np.full(count, lsn, np.int64),
-                seq=np.arange(begin + 1, begin + 1 + count, dtype=np.int32),
-                commit_us=np.full(count, now_us, np.int64),
-            )
-            start, length = self._cells(count)
+        def content(rows: Rows) -> Content:
+            start, length = self._cells(len(rows.op))
             batch, refused = record_batch(self._table.layout, rows, self._area.room, start, length)
-            tables = {table: batch} if batch.num_rows else {}
-            rejects = tuple(unmarked(reject) for reject in refused)
+            return batch, tuple(unmarked(reject) for reject in refused)
+
+        point, table = self._point, self._table.layout.table
+        begin = Position(point.lsn, self._seq)
+        taken = snapshot_changes(table, begin, point.taken_us, self._rows, last, content)
+        self._seq = taken.end.seq
         self._contents, self._sizes = [], []
         self._rows = self._bytes = 0
-        return RawChanges(
-            Position(lsn, begin),
-            Position(lsn, end_seq),
-            count,
-            now_us,
-            tables,
-            sweeps=((table, Position(lsn, 0)),) if last else (),
-            rejects=rejects,
-        )
+        return taken
 
     def _cells(self, count: int) -> tuple[np.ndarray, np.ndarray]:
         layout, area, codecs = self._table.layout, self._area, self._codecs

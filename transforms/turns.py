@@ -12,6 +12,10 @@ _TURN = threading.Lock()
 _FREE = contextlib.nullcontext()
 
 
-def turn(rows: int) -> contextlib.AbstractContextManager:
-    """Returns what to hold while working, without waiting for anything else, on `rows` rows."""
-    return _TURN if rows <= SMALL_ROWS else _FREE
+def turn(rows: int, waits: bool = False) -> contextlib.AbstractContextManager:
+    """Returns what to hold while working on `rows` rows.
+
+    Whoever may wait meanwhile, for a store as it may be, says so and takes no turn: a store that
+    is slow or frozen would hold up the links of all the others.
+    """
+    return _FREE if waits or rows > SMALL_ROWS else _TURN

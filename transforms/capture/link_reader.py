@@ -306,7 +306,8 @@ class LinkReader:
         """Prepares one stretch and queues it in both lanes."""
         if self._lookups is not None:
             self._lookups.acknowledged(self._ledger.routine or START)
-        with turn(raw.captured):
+        # Parents that are not known here are asked for in the store.
+        with turn(raw.captured, waits=self._lookups is not None):
             prepared = self._preparer.prepare(raw, self._read_to, self._now_us())
         with self._changed:
             waiting = self._spool.rows_of(set(prepared.opened)) if prepared.opened else {}

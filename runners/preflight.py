@@ -304,7 +304,7 @@ def _check_source(
     source = config.sources[name]
     server = None
     if source.kind != "postgresql":
-        for fault in check_log(source.kind, source.dsn, source.options, name, mapping):
+        for fault in check_log(source, name, mapping):
             (found.error if fault.fatal else found.warning)(fault.what, fault.remedy)
         return found, None
     try:

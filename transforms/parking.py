@@ -29,14 +29,14 @@ class Parking:
         self._applied: collections.defaultdict[str, threading.Event] = collections.defaultdict(
             threading.Event
         )
-        self._held: dict[tuple[str, Lane], collections.OrderedDict[int, ChangeBatch]] = {}
+        self._held: dict[tuple[str, Lane], dict[int, ChangeBatch]] = {}
 
     def park(self, batch: ChangeBatch) -> ChangeBatch:
         """Keeps `batch` and returns its stub, sealed and without rows."""
         with self._lock:
             self._number += 1
             number = self._number
-            held = self._held.setdefault((batch.link, batch.lane), collections.OrderedDict())
+            held = self._held.setdefault((batch.link, batch.lane), {})
             held[number] = dataclasses.replace(batch, seal=self._token)
         ticket = ParkingTicket(self._token.hex(), number, batch.rows, batch.nbytes)
         stub = dataclasses.replace(

@@ -59,7 +59,8 @@ class DebeziumLog:
         self._topic: TopicState | None = None
 
     def require_covered(self) -> None:
-        self._topic = self._source.state()
+        """Does nothing: what a topic must be, `state` refuses it for, and what is in it the
+        connector alone decides."""
 
     def state(self, applied: Position | None) -> SlotState:
         topic = self._topic = self._source.state()

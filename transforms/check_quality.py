@@ -17,7 +17,7 @@ from schemas.batches import Op
 from schemas.entities import TABLES
 from transforms.citizen_id import CitizenIds, read_citizen_ids
 from transforms.harmonise.damaged_text import Damage, damage_of, survey
-from transforms.harmonise.reissue import AWAITING
+from transforms.harmonise.reissue import awaits
 from transforms.parse_text import text_buffers
 
 NO_ALARMS = pa.RecordBatch.from_pylist([], schema=q.ALARM_SCHEMA)
@@ -156,11 +156,7 @@ class _Rows:
         """bool[n]: what its parent tells is not known yet; None if no row waits."""
         if "remarks" not in self.table.by_name:
             return None
-        remarks = self.column("remarks")
-        if remarks.null_count == self.size:
-            return None
-        waits = pc.fill_null(pc.starts_with(remarks, AWAITING), False)
-        return waits.to_numpy(zero_copy_only=False)
+        return awaits(self.column("remarks"))
 
 
 class ItemTable:

@@ -11,7 +11,7 @@ import psycopg
 import pyarrow as pa
 from psycopg import pq
 
-from schemas.tables import Kind
+from schemas.tables import Kind, Table
 from transforms import parse_text
 
 _HEADER_BYTES = 19  # Signature, flags, length of an extension that PostgreSQL leaves empty.
@@ -33,7 +33,7 @@ class Form(enum.Enum):
     TIME = "timestamptz to timestamp[us, UTC]"
 
 
-FORMS = {  # How the columns of a consult table are read.
+_FORMS = {
     Kind.TEXT: Form.TEXT,
     Kind.INT: Form.INT,
     Kind.DECIMAL: Form.DECIMAL,
@@ -52,6 +52,15 @@ class ColumnRead:
     name: str
     sql: str
     form: Form
+
+
+def content_columns(table: Table) -> list[ColumnRead]:
+    """Returns the record id and the entity's own columns of a consult table."""
+    columns = [ColumnRead("record_id", "record_id", Form.TEXT)]
+    for column in table.columns:
+        cast = "::text" if column.kind is Kind.DECIMAL else ""
+        columns.append(ColumnRead(column.name, f'"{column.name}"{cast}', _FORMS[column.kind]))
+    return columns
 
 
 def read_rows(

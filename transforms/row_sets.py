@@ -14,11 +14,11 @@ from schemas.batches import Op, RawChanges, Reject
 from schemas.entities import TABLES
 from schemas.mappings import CampusMapping, load_mapping
 from schemas.positions import SEQ_END, Position
-from schemas.tables import Kind, Table
+from schemas.tables import Table
 from transforms.checksum import digest_rows
 from transforms.harmonise import Harmoniser
 from transforms.harmonise.lookups import Lookups
-from transforms.read_rows import FORMS, ColumnRead, Form, read_rows
+from transforms.read_rows import ColumnRead, Form, content_columns, read_rows
 
 # A difference is looked for among the rows of unequal buckets only: memory is this many sums
 # (40 bytes each) a table, whatever its size.
@@ -246,12 +246,8 @@ class StoreSide:
     def rows(self, conn: psycopg.Connection, campus: str, table: str) -> Iterator[Rows]:
         """Yields one campus's rows of a canonical table, tombstones among them."""
         declared = TABLES[table]
-        columns = [ColumnRead("record_id", "record_id", Form.TEXT)]
-        for column in declared.columns:
-            cast = "::text" if column.kind is Kind.DECIMAL else ""
-            place = _quoted(column.name) + cast
-            columns.append(ColumnRead(column.name, place, FORMS[column.kind]))
-        columns += [
+        columns = [
+            *content_columns(declared),
             ColumnRead("_stored", "digest", Form.DIGEST),
             ColumnRead("_src_lsn", "src_lsn", Form.INT),
             ColumnRead("_deleted", "deleted", Form.BOOL),

@@ -17,13 +17,13 @@ from schemas import quality_rules as q
 from schemas.batches import Op
 from schemas.entities import TABLES
 from schemas.positions import Position
-from schemas.tables import Kind, Table
+from schemas.tables import Table
 from transforms.check_quality import QualityChecker
-from transforms.deliver import link_persons, store_schema
+from transforms.deliver import link_persons
 from transforms.deliver.changed import WHERE, Changed, changed
 from transforms.deliver.quality_schema import QUALITY_DDL, changed_ddl
 from transforms.deliver.quality_sql import STORE_KINDS, due_later, statements
-from transforms.read_rows import FORMS, ColumnRead, Form, read_rows
+from transforms.read_rows import ColumnRead, Form, content_columns, read_rows
 
 _ADVISORY_LOCK = 0x7175616C  # "qual": one session at a time creates tables or judges a store.
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
@@ -200,9 +200,7 @@ class _Check:
     def _touch(self, span: Changed, known_at: datetime.datetime) -> int:
         """Collects patients of changed rows, of links made since, and those whose time came."""
         parts: list[sql.Composable] = [
-            sql.SQL(
-                "SELECT r.{} FROM consult.{} r WHERE r.campus = %(campus)s AND " + WHERE
-            ).format(sql.Identifier(table.patient), sql.Identifier(table.name))
+            sql.SQL(_TOUCHED).format(sql.Identifier(table.patient), sql.Identifier(table.name))
             for table in TABLES.values()
         ]
         parts.append(
@@ -299,14 +297,11 @@ class _Check:
 
 
 def _store_columns(table: Table) -> list[ColumnRead]:
-    columns = [ColumnRead("record_id", "r.record_id", Form.TEXT)]
-    for column in table.columns:
-        cast = "::text" if column.kind is Kind.DECIMAL else ""
-        place = f"r.{store_schema.quoted(column.name)}{cast}"
-        columns.append(ColumnRead(column.name, place, FORMS[column.kind]))
-    columns.append(ColumnRead("_lsn", "r.src_lsn", Form.INT))
-    columns.append(ColumnRead("_seq", "r.src_seq::bigint", Form.INT))
-    return columns
+    return [
+        *content_columns(table),
+        ColumnRead("_lsn", "src_lsn", Form.INT),
+        ColumnRead("_seq", "src_seq::bigint", Form.INT),
+    ]
 
 
 def _as_changes(table: Table, batch: pa.RecordBatch) -> pa.RecordBatch:

@@ -18,7 +18,7 @@ from schemas.batches import Op, RawChanges
 from schemas.mappings import CampusMapping
 from schemas.positions import SEQ_END, START, Position
 from transforms.harmonise.columns import in_order
-from transforms.harmonise.reissue import AWAITING, Reissue, reissued_rows
+from transforms.harmonise.reissue import Reissue, awaits, reissued_rows
 from transforms.harmonise.relatives import (
     Child,
     Children,
@@ -303,12 +303,11 @@ class Lookups:
     def _note_waiting(self, children: Children, part: pa.RecordBatch) -> None:
         """Brings up to date who waits, after a batch: the last row of each record counts."""
         refs, remarks = part["parent_ref"], part["remarks"]
-        open_rows = refs.is_valid().to_numpy(zero_copy_only=False)
-        if remarks.null_count == len(remarks):
+        open_rows, marked = refs.is_valid().to_numpy(zero_copy_only=False), awaits(remarks)
+        if marked is None:
             open_rows &= False
         else:
-            marked = pc.fill_null(pc.starts_with(remarks, AWAITING), False)
-            open_rows &= marked.to_numpy(zero_copy_only=False)
+            open_rows &= marked
             open_rows &= part["_op"].to_numpy() != Op.DELETE
         new = part["record_id"].filter(pa.array(open_rows))
         if not len(new) and not children.waiting:

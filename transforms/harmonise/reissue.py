@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from schemas.batches import Op
 from schemas.positions import Position
@@ -13,6 +14,14 @@ from schemas.tables import ARROW_TYPES, Kind, Table
 AWAITING = "awaiting_parent"
 # How values of a kind are kept outside Arrow.
 STORED = {Kind.TIME: pa.int64(), Kind.DATE: pa.int32()}
+
+
+def awaits(remarks: pa.Array) -> np.ndarray | None:
+    """Returns bool[n]: which rows wait for their parent, by their remarks; None: no row does."""
+    if remarks.null_count == len(remarks):
+        return None
+    marked = pc.fill_null(pc.starts_with(remarks, AWAITING), False)
+    return marked.to_numpy(zero_copy_only=False)
 
 
 class Reissue(typing.NamedTuple):

@@ -1,6 +1,7 @@
 """Compare sources and stores row by row, by content: the proof that needs no ledger."""
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import threading
 import time
@@ -9,15 +10,22 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 import psycopg
 
+from pipelines.source_clocks import log_end
 from schemas.batches import DeadLetter
 from schemas.clocks import monotonic_s
-from schemas.config import PRIMARY, Config, Link
-from schemas.errors import ConfigError, DeadLetterDamagedError, SourceUnavailable
+from schemas.config import PRIMARY, Config, Link, Source
+from schemas.errors import (
+    CampusSyncError,
+    ConfigError,
+    DeadLetterDamagedError,
+    SourceUnavailable,
+)
 from schemas.positions import Position
 from schemas.reports import Comparison, StoresMatch, TableMatch
 from transforms.row_sets import (
     BUCKETS,
     MariadbSide,
+    Reading,
     Rows,
     SourceSide,
     StoreSide,
@@ -32,6 +40,7 @@ _GROUP_ROWS = 1_000_000  # Of one side, looked at together where buckets differ:
 _KEYS_MAX = 20
 _ROUNDS = 3
 _POLL_S = 0.1
+_CONNECTOR_POLL_S = 0.5
 _KINDS = ("missing", "extra", "different", "refused", "held", "moving")
 
 _FOLLOWED = """\
@@ -113,11 +122,13 @@ def compare(
     Independent of what the sync recorded: rows come straight from the tables, through mapping
     and digest only. Safe while changes flow: rows that differ are looked at again once the
     store's ledger has passed what was read, and those that changed since are `moving`. Memory
-    is bounded, whatever the tables' size.
+    is bounded, whatever the tables' size. Behind a topic the database that its `content` names
+    is read, and where none is, that campus's rows are compared among the stores only.
 
     Args:
       show_keys: name some record ids of what differs.
-      settle_s: how long a store may take to apply what the source had when it was read.
+      settle_s: how long a store may take to apply what the source had when it was read, and a
+        topic's connector to send it.
     """
     return _Compare(config, show_keys, settle_s, monotonic).run()
 
@@ -160,20 +171,54 @@ def differences(mine: Rows, theirs: Rows, read_lsn: int, excuses: Excuses) -> Fo
     return found
 
 
+class TopicSide(SourceSide):
+    """A source whose changes come from a topic, and its content from the database behind it.
+
+    The database does not say how far its connector has come: what the topic held before the view
+    is in it, and what the view holds and the topic did not have yet is only to be waited for.
+    """
+
+    def __init__(self, campus: str, source: Source):
+        super().__init__(campus, source.content or "", source.mapping)
+        self._source = source
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[Reading]:
+        """Yields one consistent view of the database, at places of the topic.
+
+        Raises:
+          psycopg.Error: of the database. SourceUnavailable: the topic does not answer.
+        """
+        read_lsn = self._topic_end()
+        with super().reading() as found:
+            yield dataclasses.replace(found, read_lsn=read_lsn, covered_lsn=self._topic_end())
+
+    def _topic_end(self) -> int:
+        try:
+            return log_end(self._source).lsn
+        except CampusSyncError as error:
+            raise SourceUnavailable(str(error)) from error
+
+
+def _side(name: str, source: Source) -> SourceSide:
+    if source.kind == "debezium":
+        return TopicSide(name, source)
+    return (MariadbSide if source.kind == "mariadb" else SourceSide)(
+        name, source.dsn, source.mapping
+    )
+
+
 class _Compare:
     def __init__(self, config: Config, show_keys: bool, settle_s: float, monotonic):
         self._config = config
         self._show_keys = show_keys
         self._settle_s = settle_s
         self._monotonic = monotonic
-        self._sources = {
-            name: (MariadbSide if source.kind == "mariadb" else SourceSide)(
-                name, source.dsn, source.mapping
-            )
-            for name, source in config.sources.items()
-        }
-        # Only a connector sees the database behind a topic: its stores are compared alone.
-        self._unseen = {name for name, s in config.sources.items() if s.kind == "debezium"}
+        self._sources = {name: _side(name, source) for name, source in config.sources.items()}
+        topics = {name: s for name, s in config.sources.items() if s.kind == "debezium"}
+        # Where only a connector sees the database behind a topic, its stores are compared alone.
+        self._unseen = {name for name, source in topics.items() if source.content is None}
+        self._followed_later = topics.keys() - self._unseen
         self._stores = {name: StoreSide(name, store.dsn) for name, store in config.stores.items()}
         self._down: dict[str, str] = {}
         self._behind: set[str] = set()
@@ -321,11 +366,25 @@ class _Compare:
         wanted = np.zeros(BUCKETS, np.bool_)
         wanted[buckets] = True
         found = self._look(link, table, lambda hashes: wanted[hashes & (BUCKETS - 1)], excuses)
+        if link.source in self._followed_later:
+            found = self._after_the_connector(link, table, found, excuses)
         for _ in range(_ROUNDS - 1):
             moving = found.take("moving")
             if not len(moving):
                 break
             found.extend(self._look(link, table, lambda h, m=moving: np.isin(h, m), excuses))
+        return found
+
+    def _after_the_connector(self, link: Link, table: str, found: Found, excuses: Excuses) -> Found:
+        """Looks again at what differs until the connector has had `settle_s` to send it."""
+        deadline = self._monotonic() + self._settle_s
+        while self._monotonic() < deadline:
+            kinds = ("missing", "extra", "different", "moving")
+            hashes = np.concatenate([found.take(kind) for kind in kinds])
+            if not len(hashes):
+                break
+            time.sleep(_CONNECTOR_POLL_S)
+            found.extend(self._look(link, table, lambda h, m=hashes: np.isin(h, m), excuses))
         return found
 
     def _look(

@@ -1,9 +1,17 @@
-"""Where the log of a source that is not PostgreSQL ends, and what its clock says."""
+"""Where the log of a source ends, of whatever kind it is, and what its clock says."""
 
 import typing
 
+import psycopg
+
 from schemas.clocks import wall_clock_us
 from schemas.config import Source
+from schemas.errors import SourceUnavailable
+
+_CONNECT_TIMEOUT_S = 5
+_POSTGRESQL = """\
+SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint,
+    (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"""
 
 
 class LogEnd(typing.NamedTuple):
@@ -18,11 +26,19 @@ class LogEnd(typing.NamedTuple):
 
 
 def log_end(source: Source) -> LogEnd:
-    """Returns the end of a MariaDB source's log or of a topic.
+    """Returns the end of a database's log or of a topic.
 
     Raises:
       CampusSyncError: it cannot be reached.
     """
+    if source.kind == "postgresql":
+        try:
+            with psycopg.connect(
+                source.dsn, autocommit=True, connect_timeout=_CONNECT_TIMEOUT_S
+            ) as connection:
+                return LogEnd(*connection.execute(_POSTGRESQL).fetchone(), 1)
+        except psycopg.Error as error:
+            raise SourceUnavailable(f"the source: {type(error).__name__}.") from error
     if source.kind == "mariadb":
         from transforms.capture.mariadb.places import UNITS_PER_BYTE, border_at
         from transforms.capture.mariadb.state import state

@@ -41,6 +41,7 @@ def _add_try(verbs) -> None:
     demo.add_argument("--seconds", type=int, default=30, help="of traffic (default 30)")
     demo.add_argument("--rate", type=int, default=200, help="row changes a second (default 200)")
     demo.add_argument("--seed", type=int, default=1)
+    _add_campuses(demo)
     demo.add_argument("--report-dir", type=pathlib.Path, help="keep the report here")
     demo.add_argument("--dir", type=pathlib.Path, help="keep the world here")
     demo.add_argument("--json", action="store_true")
@@ -49,6 +50,7 @@ def _add_try(verbs) -> None:
     world = verbs.add_parser("world", help="start or stop the embedded campuses")
     world.add_argument("action", choices=["up", "down", "status"])
     world.add_argument("--dir", type=pathlib.Path, required=True)
+    _add_campuses(world)
     world.add_argument("--json", action="store_true")
     world.set_defaults(handler=_verb("runners.try_out", "world"))
 
@@ -142,6 +144,15 @@ def _add_look(verbs) -> None:
             verb.add_argument("--no-compare", action="store_true", help="leave the contents out")
         if name == "compare":
             verb.add_argument("--show-keys", action="store_true", help="name record ids")
+
+
+def _add_campuses(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--campuses",
+        choices=["unlike", "postgresql"],
+        help="of a new world: a PostgreSQL, a GBK MariaDB and an Oracle's events (default), or "
+        "three PostgreSQL",
+    )
 
 
 def _add_config(verb: argparse.ArgumentParser) -> None:

@@ -13,10 +13,12 @@ import threading
 import time
 
 import psycopg
+import pymysql
 from rich.console import Console
 from rich.live import Live
 
 from pipelines.sla_report import Observer
+from pipelines.source_clocks import log_end
 from runners import look, processes
 from runners.embedded import world
 from runners.embedded.traffic import Traffic
@@ -25,7 +27,6 @@ from schemas.batches import Lane
 from schemas.clocks import wall_clock_us
 from schemas.config import Config, load
 from schemas.errors import CampusSyncError
-from schemas.positions import parse_lsn
 
 _PATIENTS = 300
 _START_S = 180
@@ -40,8 +41,8 @@ def demo(options: argparse.Namespace) -> int:
         folder = _folder(options.dir, stack)
         report_dir = options.report_dir or folder / "report"
         with console.status("starting three campuses and the platform's store"):
-            stack.callback(world.down, folder)
-            world.up(folder)
+            stack.callback(world.down if options.dir else world.remove, folder)
+            world.up(folder, campuses=options.campuses)
         config = load(folder / "campuses.yaml")
         traffic = stack.enter_context(Traffic(config, options.seed))
         with console.status(f"admitting {_PATIENTS} patients before the first sync"):
@@ -53,7 +54,7 @@ def demo(options: argparse.Namespace) -> int:
             _wait(job, lambda: _all_read(observer), _START_S, "the first snapshots")
         _traffic(console, observer, traffic, config, options)
         with console.status("waiting until every link has applied all that was committed"):
-            ends = {name: _log_end(source.dsn) for name, source in config.sources.items()}
+            ends = {name: log_end(source).lsn for name, source in config.sources.items()}
             _wait(job, lambda: _all_applied(observer, config, ends), _DRAIN_S, "the last changes")
             time.sleep(2)  # The newest lag windows are written once a second.
         with console.status("comparing sources and stores row by row"):
@@ -119,7 +120,7 @@ def _traffic(
             traffic.run(options.rate, options.seconds)
             for source in config.sources:
                 traffic.wrong(source)  # What must end as dead letters, and hold back nothing.
-        except (psycopg.Error, CampusSyncError) as error:
+        except (psycopg.Error, pymysql.Error, CampusSyncError) as error:
             failed.append(error)
 
     writer = threading.Thread(target=write, daemon=True)
@@ -137,11 +138,6 @@ def _all_read(observer: Observer) -> bool:
     report = observer.report(wall_clock_us())
     done = {snapshot.link for snapshot in report.snapshots if snapshot.finished_us}
     return done >= set(report.links)
-
-
-def _log_end(dsn: str) -> int:
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        return parse_lsn(connection.execute("SELECT pg_current_wal_insert_lsn()").fetchone()[0])
 
 
 def _all_applied(observer: Observer, config: Config, ends: dict[str, int]) -> bool:

@@ -3,9 +3,17 @@
 import collections.abc
 import typing
 
-from schemas.config import Source
+import psycopg
+
+from schemas.config import Source, redact
 from schemas.errors import CampusSyncError
 from schemas.mappings import CampusMapping
+
+_CONNECT_S = 2  # libpq takes no less.
+_READABLE = """\
+SELECT table_schema || '.' || table_name, array_agg(column_name::text)
+FROM information_schema.column_privileges
+WHERE privilege_type = 'SELECT' GROUP BY 1"""
 
 
 class LogFinding(typing.NamedTuple):
@@ -53,3 +61,20 @@ def _check_topic(
         table_specs(mapping, source.hints)
     for found in check_topic(*place_of(source.dsn), source.kafka):
         yield LogFinding(found.fatal, found.reason, found.remedy)
+    if source.content is not None and mapping is not None:
+        yield from _check_content(source.content, mapping)
+
+
+def _check_content(dsn: str, mapping: CampusMapping) -> collections.abc.Iterator[LogFinding]:
+    """Only `compare` reads it: nothing that is wrong with it keeps a link from running."""
+    try:
+        with psycopg.connect(dsn, autocommit=True, connect_timeout=_CONNECT_S) as connection:
+            columns = dict(connection.execute(_READABLE).fetchall())
+    except psycopg.Error as error:
+        what = f"its content at {redact(dsn)} cannot be read ({type(error).__name__})"
+        yield LogFinding(False, what, "correct `content`, or remove it: `compare` alone needs it.")
+        return
+    for table, part in mapping.tables.items():
+        if lacking := sorted(set(part.needed) - set(columns.get(table, ()))):
+            what = f"its content: {table} lacks {', '.join(lacking)}, or they may not be read"
+            yield LogFinding(False, what, "GRANT SELECT, or correct `content`.")

@@ -17,7 +17,7 @@ def world(options: argparse.Namespace) -> int:
     console = Console(stderr=True)
     if options.action == "up":
         with console.status("starting three campuses and the platform's store"):
-            embedded.up(options.dir)
+            embedded.up(options.dir, campuses=options.campuses)
         console.print(f"up; configuration in {options.dir / 'campuses.yaml'}")
     elif options.action == "down":
         with console.status("stopping"):

@@ -18,6 +18,7 @@ from schemas.links import LinkSettings
 from schemas.yaml_lines import LineOf, Problem, problems_error, read_model, suggest
 
 PRIMARY = "primary"  # The platform's consult store.
+OFF = "off"
 _PACKAGE = pathlib.Path(__file__).parent
 _IDENTIFIER_BYTES_MAX = 63  # PostgreSQL's, and so a slot name's.
 _SECRETS = ("password", "sslpassword", "oauth_client_secret")
@@ -28,6 +29,10 @@ Name = typing.Annotated[str, pydantic.StringConstraints(pattern=r"^[A-Za-z][A-Za
 Dsn = typing.Annotated[str, pydantic.AfterValidator(lambda text: _checked_dsn(text))]
 KeyReference = typing.Annotated[str, pydantic.AfterValidator(lambda text: _checked_key(text))]
 _Positive = typing.Annotated[float, pydantic.Field(gt=0)]
+# `default`, `off` (which YAML reads as false) or a file.
+_Rules = typing.Annotated[
+    str, pydantic.BeforeValidator(lambda value: OFF if value is False else value)
+]
 
 
 class _Model(pydantic.BaseModel):
@@ -38,8 +43,9 @@ class Source(_Model):
     """A campus's database that is read; its name is the campus.
 
     `mapping` names a packaged mapping or a file; `load` makes it an absolute path. `publication`
-    is PostgreSQL's. `hints` (table to column to encoding) and `kafka` (its client's options) are
-    of a topic of Debezium events, `kafka://host:port/topic`.
+    is PostgreSQL's. `hints` (table to column to encoding), `kafka` (its client's options) and
+    `content` are of a topic of Debezium events, `kafka://host:port/topic`: `content` is a
+    PostgreSQL where the tables behind the topic can be read, for `compare` and nothing else.
     """
 
     kind: typing.Literal["postgresql", "mariadb", "debezium"]
@@ -47,6 +53,7 @@ class Source(_Model):
     mapping: str
     hints: dict[str, dict[str, str]] = {}
     kafka: dict[str, str] = {}
+    content: Dsn | None = None
     publication: typing.Annotated[
         str, pydantic.StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_$]{0,62}$")
     ] = "campus_sync"
@@ -67,6 +74,13 @@ class Source(_Model):
                 "client certificate: `ssl.certificate.location`, `ssl.key.location`."
             )
         return options
+
+    @pydantic.field_validator("content")
+    @classmethod
+    def _check_content(cls, dsn: str | None, info: pydantic.ValidationInfo) -> str | None:
+        if dsn is not None and info.data.get("kind") != "debezium":
+            raise ValueError("is only for `kind: debezium` | remove it: `dsn` is compared.")
+        return dsn
 
     @property
     def options(self) -> str:
@@ -89,6 +103,13 @@ class Objectives(_Model):
     emergency_p99_ms: _Positive = 1000
     routine_p99_s: _Positive = 300
     pair_s: _Positive = 10
+
+
+class Retention(_Model):
+    """When to warn that a source may soon remove log that a link still needs, in time left."""
+
+    warn_s: _Positive = 86_400
+    critical_s: _Positive = 14_400
 
 
 Limits = pydantic.create_model(
@@ -125,7 +146,12 @@ class Config(_Model):
     links_wanted: typing.Literal["all"] | tuple[str, ...] = pydantic.Field("all", alias="links")
     dead_letter_key: KeyReference
     emergency_rules: str = "default"
+    quality_rules: _Rules = "default"
+    quality_every_s: _Positive = 5
+    patient_matching: _Rules = "default"
+    match_every_s: _Positive = 30
     objectives: Objectives = Objectives()
+    retention: Retention = Retention()
     limits: Limits = Limits()
     metrics_port: int = pydantic.Field(0, ge=0, le=65535)
 
@@ -311,21 +337,27 @@ def _check_databases(config: Config, note) -> None:
     seen: dict[tuple, str] = {}
     for kind in ("sources", "stores"):
         for name, end in getattr(config, kind).items():
+            if content := getattr(end, "content", None):
+                _check_database(seen, (kind, name, "content"), content, note)
             if end.kind != "postgresql":
                 if other := seen.get(redact(end.dsn)):
                     note((kind, name, "dsn"), f"is what {other} reads too", "give each its own.")
                 seen[redact(end.dsn)] = f"{kind}.{name}"
                 continue
-            parts = _parse(end.dsn) or {}
-            if parts.get("service"):
-                continue
-            host = parts.get("hostaddr") or parts.get("host") or "local"
-            host = "127.0.0.1" if host == "localhost" else host
-            user = parts.get("user", "")
-            database = (host, parts.get("port", "5432"), parts.get("dbname") or user)
-            if other := seen.get(database):
-                note((kind, name, "dsn"), f"is the database of {other} too", "give each its own.")
-            seen[database] = f"{kind}.{name}"
+            _check_database(seen, (kind, name, "dsn"), end.dsn, note)
+
+
+def _check_database(seen: dict[tuple, str], place: tuple, dsn: str, note) -> None:
+    parts = _parse(dsn) or {}
+    if parts.get("service"):
+        return
+    host = parts.get("hostaddr") or parts.get("host") or "local"
+    host = "127.0.0.1" if host == "localhost" else host
+    user = parts.get("user", "")
+    database = (host, parts.get("port", "5432"), parts.get("dbname") or user)
+    if other := seen.get(database):
+        note(place, f"is the database of {other} too", "give each its own.")
+    seen[database] = ".".join(place[:2])
 
 
 def _check_limits(config: Config, note) -> None:
@@ -341,6 +373,8 @@ def _check_limits(config: Config, note) -> None:
                 f"is less than {smaller} ({getattr(limits, smaller)})",
                 f"raise {larger} or lower {smaller}.",
             )
+    if config.retention.warn_s < config.retention.critical_s:
+        note(("retention", "warn_s"), "is less than critical_s", "warn before it is critical.")
 
 
 def _resolve(config: Config, folder: pathlib.Path, note) -> Config:
@@ -354,6 +388,10 @@ def _resolve(config: Config, folder: pathlib.Path, note) -> Config:
         if not path.is_file():
             note(place, f"`{value}` is neither packaged nor a file", suggest(value, known))
         return str(path)
+
+    def rules(name: str) -> str:
+        value = getattr(config, name)
+        return value if value in ("default", OFF) else packaged((name,), value, "rules")
 
     def url(text: str) -> str:
         parts = urllib.parse.urlsplit(text)
@@ -377,6 +415,7 @@ def _resolve(config: Config, folder: pathlib.Path, note) -> Config:
             update={
                 "mapping": packaged(("sources", name, "mapping"), source.mapping, "mappings"),
                 "dsn": (dsn if source.kind == "postgresql" else url)(source.dsn),
+                "content": source.content and dsn(source.content),
             }
         )
         for name, source in config.sources.items()
@@ -394,16 +433,20 @@ def _resolve(config: Config, folder: pathlib.Path, note) -> Config:
             "stores": stores,
             "dead_letter_key": key,
             "emergency_rules": packaged(("emergency_rules",), config.emergency_rules, "rules"),
+            "quality_rules": rules("quality_rules"),
+            "patient_matching": rules("patient_matching"),
         }
     )
 
 
 __all__ = [
+    "OFF",
     "PRIMARY",
     "Config",
     "ConfigError",
     "Link",
     "Objectives",
+    "Retention",
     "Source",
     "Store",
     "load",

@@ -49,6 +49,7 @@ _CANONICAL = {
     "abo": {**_same("A", "B", "O", "AB"), None: None},
     "rh": {**_same("+", "-"), None: None},
 }
+_DIALECTS = {"mariadb_his_gbk": True, "oracle_his": False}  # Mapping: whether in mass units.
 _CHINESE = {
     "sex": _same("0", "1", "2"),
     "visit_class": {"AMB": "门诊", "EMER": "急诊", "IMP": "住院"},
@@ -70,10 +71,13 @@ _OLDER = {
 def campus(name: str, mapping: str) -> Campus:
     """Returns the habits of a campus that is read with a packaged mapping.
 
-    `postgresql_his_us_units` is for mass units, lower-case ICD-10 and 男/女. Of the others,
-    `main` writes canonical codes and every other campus the words that it grew up with: the
-    mapping knows both.
+    `postgresql_his_us_units` is for mass units, lower-case ICD-10 and 男/女. Where a dialect
+    says the rows in its own words, it starts from canonical codes. Of the others, `main` writes
+    canonical codes and every other campus the words that it grew up with: the mapping knows both.
     """
-    us_units = pathlib.Path(mapping).stem == "postgresql_his_us_units"
+    kind, letter = pathlib.Path(mapping).stem, name[0].upper()
+    if kind in _DIALECTS:
+        return Campus(name, letter, _DIALECTS[kind], False, **_CANONICAL)
+    us_units = kind == "postgresql_his_us_units"
     codes = _OLDER if us_units else _CANONICAL if name == "main" else _CHINESE
-    return Campus(name, name[0].upper(), us_units, us_units, **codes)
+    return Campus(name, letter, us_units, us_units, **codes)

@@ -2,13 +2,21 @@
 
 import collections.abc
 import datetime
+import pathlib
 
-from runners.embedded.changes import Step
-from runners.embedded.dialect import Dialect, Row, RowChange, local, number_of, plain
+from runners.embedded.dialect import (
+    Dialect,
+    Row,
+    RowChange,
+    Statement,
+    local,
+    number_of,
+    plain,
+    statement_of,
+)
 from transforms.harmonise.gbk import for_gbk
 
 DATABASE = "his"
-Statement = tuple[str, tuple]
 _ZERO = "0000-00-00 00:00:00"  # What the programs of those years wrote instead of NULL.
 _ITEMS = {
     "2823-3": "KAL", "2951-2": "NAT", "2075-0": "CLO", "17861-6": "CAL", "2000-8": "CAL",
@@ -66,26 +74,14 @@ _FLAGS = {
 class MariaDbDialect(Dialect):
     """Says changes as rows of campus B, or as what its programs run."""
 
-    def transaction(self, step: Step) -> list[Statement]:
-        """Returns a whole transaction, its savepoint and its end included."""
-        if step.rolled_back:
-            changes = self.say_in_vain(step.changes)
-            return [("BEGIN", ()), *map(statement, changes), ("ROLLBACK", ())]
-        done = list(map(statement, self.say(step)))
-        if step.undone:
-            undone = map(statement, self.say_in_vain(step.undone))
-            savepoint, back = "SAVEPOINT second_thoughts", "ROLLBACK TO second_thoughts"
-            done[1:1] = [(savepoint, ()), *undone, (back, ())]
-        return [("BEGIN", ()), *done, ("COMMIT", ())]
-
-    def results(self, rows: collections.abc.Iterable[Row]) -> tuple[str, list[tuple]]:
-        """Returns `(SQL, parameters by row)` that inserts results which are not kept in mind.
-
-        For `executemany`: what a laboratory's machine uploads and nobody changes one by one.
-        """
+    def results(self, rows: collections.abc.Iterable[Row]) -> list[RowChange]:
+        """Returns the inserts of results that are not kept in mind, rows of `lis.result`."""
         said = [self._say("lis.result", row) for row in rows]
-        text, _ = statement(RowChange("insert", said[0][0], None, said[0][1], said[0][2]))
-        return text, [tuple(row.values()) for _, row, _ in said]
+        return [RowChange("insert", table, None, row, key) for table, row, key in said]
+
+    def statement(self, change: RowChange) -> Statement:
+        """Returns `(SQL, parameters)` that makes a row change; the marks are `%s`."""
+        return statement_of(change, f"`{DATABASE}`.`{change.table}`", "`")
 
     def _new_visit(self, row: Row) -> int:
         return int(row["visit_no"].lstrip("VT"))
@@ -309,19 +305,11 @@ class MariaDbDialect(Dialect):
         return {"BRID": self._brid(row), "JZHM": row["visit_no"]}
 
 
-def statement(change: RowChange) -> Statement:
-    """Returns `(SQL, parameters)` that makes a row change; the marks are `%s`."""
-    table = f"`{DATABASE}`.`{change.table}`"
-    where = " AND ".join(f"`{column}` = %s" for column in change.key)
-    if change.op == "insert":
-        columns = ", ".join(f"`{column}`" for column in change.after)
-        marks = ", ".join(["%s"] * len(change.after))
-        return f"INSERT INTO {table} ({columns}) VALUES ({marks})", tuple(change.after.values())
-    old = tuple(change.before[column] for column in change.key)
-    if change.op == "delete":
-        return f"DELETE FROM {table} WHERE {where}", old
-    sets = ", ".join(f"`{column}` = %s" for column in change.after)
-    return f"UPDATE {table} SET {sets} WHERE {where}", (*change.after.values(), *old)
+def script() -> list[str]:
+    """Returns the statements of campus_b.sql, which may be run again."""
+    text = pathlib.Path(__file__).with_name("campus_b.sql").read_text(encoding="utf-8")
+    lines = (line for line in text.splitlines() if not line.startswith("--"))
+    return [part.strip() for part in "\n".join(lines).split(";") if part.strip()]
 
 
 def _gbk(value: object) -> object:

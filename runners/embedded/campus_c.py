@@ -1,7 +1,18 @@
 """Campus C's dialect: an Oracle HIS, see campus_c.sql, as full before and after images."""
 
+import collections
+import collections.abc
+
 from runners.embedded.changes import Step
-from runners.embedded.dialect import Dialect, Row, RowChange, number_of, plain
+from runners.embedded.dialect import (
+    Dialect,
+    Row,
+    RowChange,
+    Statement,
+    number_of,
+    plain,
+    statement_of,
+)
 from runners.embedded.knowledge import PANELS
 from transforms.harmonise.gbk import for_gbk
 
@@ -94,6 +105,36 @@ class OracleDialect(Dialect):
                 self._places[change.values["result_id"]] = reports[visit], counts[visit]
             said += self._say_change(change)
         return said
+
+    def rows(self, step: Step) -> int:
+        """Returns the row changes that others see of a transaction, its reports among them."""
+        visits = {
+            change.values["visit_no"]
+            for change in step.changes
+            if change.table == "lis.result" and change.op == "insert"
+        }
+        return 0 if step.rolled_back else step.rows + len(visits)
+
+    def results(self, rows: collections.abc.Iterable[Row]) -> list[RowChange]:
+        """Returns the inserts of results that are not kept in mind, each behind its report."""
+        said: list[RowChange] = []
+        reports: dict[str, str] = {}
+        counts: dict[str, int] = collections.Counter()
+        for row in rows:
+            visit, ident = row["visit_no"], row["result_id"]
+            if visit not in reports:
+                reports[visit] = f"T{number_of(ident)}"
+                said.append(self._report(reports[visit], row))
+            counts[visit] += 1
+            self._places[ident] = reports[visit], counts[visit]
+            table, values, key = self._say("lis.result", row)
+            del self._places[ident]
+            said.append(RowChange("insert", table, None, values, key))
+        return said
+
+    def statement(self, change: RowChange) -> Statement:
+        """Returns `(SQL, parameters)` that makes a row change; the marks are `%s`."""
+        return statement_of(change, f'"{SCHEMA}"."{change.table}"', '"')
 
     def _report(self, number: str, result: Row) -> RowChange:
         panel = _PANEL_OF[result["loinc"]]

@@ -1,5 +1,6 @@
 -- Campus C: Oracle, NLS_CHARACTERSET ZHS16GBK, seen through Debezium's LogMiner connector only.
--- Reference: no Oracle can be embedded, so nothing runs this file. DATE has no zone; it is +08:00.
+-- No Oracle can be embedded: oracle_tables.py translates this file for a PostgreSQL. DATE has no
+-- zone; it is +08:00.
 -- Rows are ended by a status (STATUS = 'D' 作废), results have no patient: LAB_TEST_MASTER has it.
 -- LogMiner needs ALTER TABLE .. ADD SUPPLEMENTAL LOG DATA (ALL) COLUMNS on each of these tables.
 

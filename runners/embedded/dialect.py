@@ -13,6 +13,7 @@ from runners.embedded.changes import Change, Step, key_of
 
 CHINA = datetime.timezone(datetime.timedelta(hours=8))
 Row = dict[str, object]
+Statement = tuple[str, tuple]
 
 
 class RowChange(typing.NamedTuple):
@@ -59,6 +60,36 @@ class Dialect(abc.ABC):
             del self._rows[change.table][tuple(key_of(change.table, change.values).values())]
         return said
 
+    def rows(self, step: Step) -> int:
+        """Returns the row changes that others see of a transaction in the dialect's tables."""
+        return step.rows
+
+    def transaction(self, step: Step) -> list[Statement]:
+        """Returns a whole transaction, its savepoint and its end included, as `(SQL, parameters)`;
+        the marks are `%s`."""
+        if step.rolled_back:
+            changes = self.say_in_vain(step.changes)
+            return [("BEGIN", ()), *map(self.statement, changes), ("ROLLBACK", ())]
+        done = list(map(self.statement, self.say(step)))
+        if step.undone:
+            undone = map(self.statement, self.say_in_vain(step.undone))
+            savepoint, back = "SAVEPOINT second_thoughts", "ROLLBACK TO second_thoughts"
+            done[1:1] = [(savepoint, ()), *undone, (back, ())]
+        return [("BEGIN", ()), *done, ("COMMIT", ())]
+
+    def number_of(self, visit_no: str) -> int:
+        """Returns the dialect's own number of a visit that it has met."""
+        return self._visits[visit_no]
+
+    @abc.abstractmethod
+    def results(self, rows: collections.abc.Iterable[Row]) -> list[RowChange]:
+        """Returns the inserts of results that are not kept in mind, rows of `lis.result`: what a
+        laboratory's machine uploads and nobody changes one by one."""
+
+    @abc.abstractmethod
+    def statement(self, change: RowChange) -> Statement:
+        """Returns `(SQL, parameters)` that makes a row change."""
+
     def _say_change(self, change: Change) -> list[RowChange]:
         rows = self._rows.setdefault(change.table, {})
         before = rows.pop(tuple(change.key.values())) if change.op != "insert" else None
@@ -102,6 +133,23 @@ class Dialect(abc.ABC):
     @abc.abstractmethod
     def _voided(self, table: str, row: Row) -> Row | None:
         """Returns a row of the dialect once it was deleted; None where it is really gone."""
+
+
+def statement_of(change: RowChange, table: str, quote: str) -> Statement:
+    """Returns `(SQL, parameters)` that makes a row change of `table`, which is quoted already.
+
+    An update writes every column, as those programs do that save a whole form.
+    """
+    where = " AND ".join(f"{quote}{column}{quote} = %s" for column in change.key)
+    if change.op == "insert":
+        columns = ", ".join(f"{quote}{column}{quote}" for column in change.after)
+        marks = ", ".join(["%s"] * len(change.after))
+        return f"INSERT INTO {table} ({columns}) VALUES ({marks})", tuple(change.after.values())
+    old = tuple(change.before[column] for column in change.key)
+    if change.op == "delete":
+        return f"DELETE FROM {table} WHERE {where}", old
+    sets = ", ".join(f"{quote}{column}{quote} = %s" for column in change.after)
+    return f"UPDATE {table} SET {sets} WHERE {where}", (*change.after.values(), *old)
 
 
 def number_of(uuid: str) -> int:

@@ -10,6 +10,7 @@ import numpy as np
 
 from runners.embedded.campus_source import CampusSource, TrafficError
 from runners.embedded.knowledge import HOURS
+from runners.embedded.postgresql_campus import PostgresqlCampus
 from runners.embedded.world import WRITER
 from schemas.clocks import wall_clock_us
 
@@ -51,7 +52,8 @@ class Traffic:
     chance, so their threads' order does not matter.
 
     Args:
-      config: with `sources` (`dsn`, `mapping`), as from `schemas.config.load`.
+      config: with `sources` (`kind`, `dsn`, `mapping`, `content`), as from
+        `schemas.config.load`.
       seed: 0 .. 999,999.
       clock: microseconds since 1970, for the times in rows.
       writer: role that owns the hospital's tables.
@@ -157,7 +159,7 @@ class Traffic:
         """Inserts `rows` laboratory results into one source in one transaction.
 
         Raises:
-          psycopg.Error: the connection broke; nothing of it was committed, or all.
+          the database's own error: the connection broke; nothing of it was committed, or all.
         """
         self._source(source).bulk_transaction(rows, _Sum(progress).add)
 
@@ -172,7 +174,7 @@ class Traffic:
         """Writes rows that the source accepts and that must become dead letters.
 
         Returns how many, by what is wrong: `spo2_above_100` and `triage_level_9`, which the
-        store's plausible ranges refuse; `value_nan`, `time_infinite` and
+        store's plausible ranges refuse; of a PostgreSQL also `value_nan`, `time_infinite` and
         `date_year_294000`, which no canonical value can hold.
         """
         return self._source(source).wrong()
@@ -180,11 +182,26 @@ class Traffic:
     def _source(self, name: str) -> CampusSource:
         with self._lock:
             if name not in self._sources:
-                settings = self._config.sources[name]
-                self._sources[name] = CampusSource(
-                    name, settings.dsn, settings.mapping, self._seed, self._clock, self._writer
-                )
+                self._sources[name] = self._open(name, self._config.sources[name])
             return self._sources[name]
+
+    def _open(self, name: str, source) -> CampusSource:
+        """Returns the writer of a source's kind; libraries are loaded as needed."""
+        given = (source.mapping, self._seed, self._clock, self._writer)
+        if source.kind == "postgresql":
+            return PostgresqlCampus(name, source.dsn, *given)
+        if source.kind == "mariadb":
+            from runners.embedded.mariadb_campus import MariadbCampus
+
+            return MariadbCampus(name, source.dsn, *given)
+        if source.content is None:
+            raise TrafficError(
+                f"source {name}: a topic is written by its connector alone. Remedy: name the "
+                "database behind it as `content`, if it is of an embedded world."
+            )
+        from runners.embedded.oracle_campus import OracleCampus
+
+        return OracleCampus(name, source.dsn, source.content, *given)
 
     def _each(self, action: collections.abc.Callable[[CampusSource], int]) -> dict[str, int]:
         """Does it with every source at once; returns its results, or raises the first error."""

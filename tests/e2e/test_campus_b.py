@@ -1,13 +1,11 @@
 """Campus B on a real MariaDB: its tables, its programs, its log, and one canonical record."""
 
 import contextlib
-import pathlib
 
 import pymysql
 import pytest
 
-import runners.embedded
-from runners.embedded.campus_b import DATABASE, MariaDbDialect
+from runners.embedded.campus_b import DATABASE, MariaDbDialect, script
 from schemas.mappings import load_mapping
 from tests.e2e.test_capture_mariadb import Capture
 from tests.memory_store import MemoryStore
@@ -18,7 +16,6 @@ from transforms.harmonise import Harmoniser
 pytest_plugins = ["tests.fixtures_mariadb"]
 
 MAPPING = "mariadb_his_gbk"
-SCRIPT = pathlib.Path(runners.embedded.__file__).with_name("campus_b.sql")
 
 
 @contextlib.contextmanager
@@ -36,12 +33,8 @@ def campus_b(make_mariadb) -> str:
     """The connection string of a server of its own with campus B's tables."""
     server = make_mariadb("campus_b")
     with session(server.dsn("mysql"), "utf8mb4") as cursor:
-        text = "\n".join(
-            line for line in SCRIPT.read_text("utf-8").splitlines() if not line.startswith("--")
-        )
-        for statement in text.split(";"):
-            if statement.strip():
-                cursor.execute(statement)
+        for statement in script():
+            cursor.execute(statement)
     return server.dsn(DATABASE)
 
 

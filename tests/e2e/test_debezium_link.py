@@ -5,6 +5,7 @@ import pathlib
 import pytest
 from confluent_kafka import Producer, TopicPartition
 
+from pipelines.replay import Became, letters, replay
 from runners.embedded.kafka import KafkaServer
 from tests.debezium_events import load as recorded
 from tests.faults.harness import Link, Network, until
@@ -117,6 +118,33 @@ def test_goes_on_where_the_ledger_stands(campus):
         campus.follow(end)
     assert campus.patients() == PATIENTS
     assert len(campus.ask("SELECT FROM sync.snapshot")) == 1
+
+
+def test_records_that_were_refused_whole_are_replayed(campus):
+    """The mapping named a key that no event has: every record is a letter until it is mended."""
+    right = (campus.folder / "campus_c.yaml").read_text(encoding="utf-8")
+    wrong = right.replace("    id: PATIENT_ID\n", "    id: PATIENT_KEY\n")
+    (campus.folder / "campus_c.yaml").write_text(wrong, encoding="utf-8")
+    records = recorded("oracle")
+    campus.put(records)
+    campus.follow(len(records))
+    assert campus.patients() == []
+    reasons = campus.ask("SELECT DISTINCT reason FROM sync.dead_letter")
+    assert reasons == [("missing_key",)]
+    (campus.folder / "campus_c.yaml").write_text(right, encoding="utf-8")
+    filed, _ = letters(campus.config)
+    became = {result.became for result in replay(campus.config, filed)}
+    assert became <= {Became.DELIVERED, Became.DUPLICATE, Became.SUPERSEDED}, became
+    assert list(replay(campus.config, letters(campus.config)[0])) == []
+    assert campus.patients() == PATIENTS  # One of them by a delete and an insert (trap 5).
+    (name,) = campus.ask("SELECT name FROM consult.patient WHERE record_id = 'P000000'")
+    assert name == ("改名",)
+    (counts,) = campus.ask(
+        "SELECT captured, delivered + duplicates + superseded + held + dead FROM sync.progress"
+        " WHERE lane = 'routine'"
+    )
+    assert counts[0] == counts[1] > 0
+    assert campus.ask("SELECT count(*) FROM sync.dead_letter WHERE state = 'open'") == [(0,)]
 
 
 def test_a_gap_is_filled_by_the_next_snapshot_in_the_topic(campus):

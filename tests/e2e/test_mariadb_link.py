@@ -7,11 +7,10 @@ import pathlib
 
 import pytest
 
-import runners.embedded
 from pipelines.compare import compare
 from pipelines.sla_report import Observer
 from runners.codes import codes
-from runners.embedded.campus_b import MariaDbDialect
+from runners.embedded.campus_b import MariaDbDialect, script
 from runners.embedded.mariadb import MariaDbServer
 from runners.preflight import Severity, check
 from schemas.clocks import wall_clock_us
@@ -24,7 +23,6 @@ from transforms.capture.mariadb.state import state
 
 pytest_plugins = ["tests.fixtures_mariadb"]
 
-SCRIPT = pathlib.Path(runners.embedded.__file__).with_name("campus_b.sql")
 CAMPUS_B = (
     "CREATE TABLE MS_BRDA(BRID INT PRIMARY KEY, MZHM VARCHAR(12), BRXM VARCHAR(20),"
     " BRXB VARCHAR(4), CSNY VARCHAR(10), SFZH VARCHAR(18), JTDH VARCHAR(30), XGSJ DATETIME)",
@@ -137,13 +135,53 @@ def test_is_equal_after_kills_and_loss(campus, capsys):
     assert counts[0] == counts[1]
 
 
+SNAPSHOTS = "SELECT reason, state FROM sync.snapshot ORDER BY started_at"
+
+
+def _begin_log_anew(campus, past_lsn: int) -> None:
+    """RESET MASTER, then other transactions until the log has grown past a place of the old one."""
+    campus.execute("RESET MASTER", "SET SESSION gtid_seq_no = 5000")
+    i = 10_000
+    while border_at(state(campus.server.dsn("his")).log_end_lsn) <= past_lsn:
+        campus.execute(PATIENT, rows=[(i + n, f"C{i + n}", "赵六", "女") for n in range(50)])
+        i += 50
+
+
+@pytest.mark.parametrize("idle", [False, True])
+def test_a_log_begun_anew_is_a_gap_to_a_new_process(campus, idle):
+    """It has grown past our place, and nobody was there to see: what is beside the ledger tells."""
+    campus.execute(PATIENT, rows=[(i, f"B{i}", "李四", "女") for i in range(20)])
+    with Link(campus.settings):
+        campus.drain()
+        if not idle:
+            campus.execute("UPDATE MS_BRDA SET BRXM = '李思' WHERE BRID < 5")
+            campus.drain()
+        noted = "SELECT FROM sync.anchor WHERE gtid <> ''"
+        until(lambda: campus.ask(noted), 30, lambda: "no anchor")
+    with Link(campus.settings):  # The same log is recognised.
+        campus.execute("DELETE FROM MS_BRDA WHERE BRID = 19")
+        campus.drain()
+    assert campus.ask(SNAPSHOTS) == [("first", "done")]
+    campus.execute("DELETE FROM MS_BRDA WHERE BRID = 18")  # Nobody reads this before it is gone.
+    (reached,) = campus.ask("SELECT max(lsn) FROM sync.progress")
+    (anchor,) = campus.ask("SELECT lsn FROM sync.anchor")
+    _begin_log_anew(campus, max(*reached, *anchor))
+    with Link(campus.settings):
+        campus.drain()
+        campus.execute("UPDATE MS_BRDA SET BRXM = '李四' WHERE BRID = 1")
+        campus.drain()
+    assert campus.ask(SNAPSHOTS) == [("first", "done"), ("slot_invalidated", "done")]
+    comparison = compare(campus.config, show_keys=True)
+    assert comparison.equal, comparison
+    gone = "SELECT record_id FROM consult.patient WHERE deleted ORDER BY 1"
+    assert campus.ask(gone) == [("18",), ("19",)]
+
+
 def test_every_entity_of_the_packaged_campus_b_is_equal(make_mariadb, database, tmp_path):
     """What its programs do all day, read while they do it, over a network that loses batches."""
     server = make_mariadb()
     with server.connect("mysql") as connection, connection.cursor() as cursor:
-        lines = SCRIPT.read_text("utf-8").splitlines()
-        text = "\n".join(line for line in lines if not line.startswith("--"))
-        for statement in filter(str.strip, text.split(";")):
+        for statement in script():
             cursor.execute(statement)
     campus = Campus(server, database, tmp_path, "mariadb_his_gbk")
     told = tell("old", True, MariaDbDialect(), 47, 60)

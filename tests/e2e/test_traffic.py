@@ -13,8 +13,9 @@ import psycopg
 import pytest
 
 import runners.embedded
-from runners.embedded.campus_source import CampusSource, TrafficError
+from runners.embedded.campus_source import TrafficError
 from runners.embedded.changes import KEYS, OTHER_KEYS
+from runners.embedded.postgresql_campus import PostgresqlCampus
 from runners.embedded.traffic import Traffic
 from schemas.clocks import wall_clock_us
 
@@ -41,7 +42,7 @@ def another_hospital(hospital, postgres_server) -> str:
 
 
 def traffic(dsn: str, seed: int = 1, **arguments) -> Traffic:
-    source = types.SimpleNamespace(dsn=dsn, mapping="postgresql_his_us_units")
+    source = types.SimpleNamespace(kind="postgresql", dsn=dsn, mapping="postgresql_his_us_units")
     config = types.SimpleNamespace(sources={"west": source})
     return Traffic(config, seed, writer="postgres", **arguments)
 
@@ -100,7 +101,7 @@ def test_log_shows_what_was_counted(hospital):
 
 def test_stories_do_all_that_databases_do(hospital):
     slot = open_slot(hospital)
-    source = CampusSource("west", hospital, "postgresql_his", 3, wall_clock_us, "postgres")
+    source = PostgresqlCampus("west", hospital, "postgresql_his", 3, wall_clock_us, "postgres")
     rows = sum(source.story_step(emergency_share=0.2) for _ in range(3000))
     rows += source.finish_stories()
     source.close()

@@ -1,4 +1,4 @@
-"""The embedded world: up, down, up again, as root and as anybody."""
+"""The embedded world of PostgreSQL campuses: up, down, up again, as root and as anybody."""
 
 import base64
 import json
@@ -26,10 +26,9 @@ ROOT = pathlib.Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     directory = tmp_path_factory.mktemp("world")
-    world.up(directory, durable=False)
+    world.up(directory, durable=False, campuses=world.POSTGRESQL)
     yield directory
-    world.down(directory)
-    shutil.rmtree(directory / "servers")
+    world.remove(directory)
 
 
 def pids(directory) -> dict[str, int | None]:
@@ -153,10 +152,16 @@ def test_failed_up_leaves_nothing_running_and_says_why(place):
 def test_nothing_is_no_world(tmp_path):
     world.down(tmp_path / "nowhere")
     status = world.status(tmp_path / "nowhere")
-    assert len(status) == 7
+    assert len(status) == 8
     nothing = {"running": False, "port": None, "pid": None, "size_bytes": 0}
     assert all(server == nothing for server in status.values())
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_world_keeps_its_kind_of_campuses(place):
+    with pytest.raises(ServerError, match=r"world of postgresql campuses.*Remedy"):
+        world.up(place, durable=False, campuses=world.UNLIKE)
+    assert world.kind_of(place) == world.POSTGRESQL
 
 
 def test_configuration_of_another_world_is_not_overwritten(tmp_path):
@@ -177,7 +182,7 @@ if os.geteuid() == 0:
     os.setgroups([]), os.setgid(gid), os.setuid(uid)
 directory = sys.argv[1]
 try:
-    world.up(directory, durable=False)
+    world.up(directory, durable=False, campuses=world.POSTGRESQL)
     running = world.status(directory)
 finally:
     world.down(directory)

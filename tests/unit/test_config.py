@@ -47,6 +47,29 @@ def refusal(path: pathlib.Path) -> str:
     return str(caught.value)
 
 
+TOPIC = """\
+  west: {kind: debezium, dsn: "kafka://127.0.0.1:9092/c", mapping: oracle_his, content: "CONTENT"}
+stores:
+"""
+
+
+def with_content(dsn: str) -> str:
+    return GOOD.replace("stores:\n", TOPIC.replace("CONTENT", dsn))
+
+
+def test_content_is_a_database_behind_a_topic(write):
+    path = write(with_content("postgresql://sync@127.0.0.1:5503/his?passfile=c.pw"))
+    assert load(path).sources["west"].content.count(f"passfile={path.parent}/c.pw")
+    for dsn, what in (
+        ("postgresql://sync:x@127.0.0.1/his", "holds a password"),
+        ("kafka://127.0.0.1/c", "is not a PostgreSQL connection string"),
+        ("postgresql://sync@127.0.0.1:5510/consult", "is the database of sources.west"),
+    ):
+        assert what in refusal(write(with_content(dsn)))
+    wrong = GOOD.replace("postgresql_his}", "postgresql_his, content: 'dbname=x'}")
+    assert "is only for `kind: debezium`" in refusal(write(wrong))
+
+
 def test_all_links_is_every_source_to_every_store(write):
     config = load(write(GOOD))
     assert [link.name for link in config.links()] == [
@@ -86,11 +109,29 @@ def test_settings_of_a_link_carry_the_limits(write):
     assert settings.store_dsn == "postgresql://sync@127.0.0.1:5510/consult"
 
 
+def test_what_goes_on_beside_the_job_is_on_until_switched_off(write):
+    config = load(write(GOOD))
+    assert (config.quality_rules, config.patient_matching) == ("default", "default")
+    assert config.retention.warn_s > config.retention.critical_s
+    off = load(write(GOOD + "quality_rules: off\npatient_matching: 'off'\n"))
+    assert (off.quality_rules, off.patient_matching) == ("off", "off")
+    path = write(GOOD + "quality_rules: maps/east.yaml\n")
+    assert load(path).quality_rules == str(path.parent / "maps" / "east.yaml")
+
+
 # What is changed in GOOD, then what the refusal must say: line, what, and remedy.
 REFUSED = {
     "unknown setting": (
         ("publication:", "publicaton:"),
         ["line 8: sources.east-2.publicaton", "did you mean `publication`"],
+    ),
+    "rules that are nowhere": (
+        ("links:", "quality_rules: nowhere.yaml\nlinks:"),
+        ["line 12: quality_rules", "neither packaged nor a file"],
+    ),
+    "critical before the warning": (
+        ("links:", "retention: {warn_s: 60, critical_s: 3600}\nlinks:"),
+        ["retention.warn_s", "is less than critical_s"],
     ),
     "unknown top setting": (
         ("links:", "linsk:"),

@@ -658,6 +658,15 @@ def test_a_snapshot_without_its_last_mark_ends_with_the_next_change(topic):
     assert raw.sweeps == ((TABLE, Position(1, 0)),)
 
 
+def test_a_snapshot_that_was_broken_off_is_read_again_and_sweeps_what_it_had_read(topic):
+    """A row of the first try may be gone by the second."""
+    snapshot_of(topic, ["first", "true"])
+    for marker, number in (("first", 0), ("last", 7)):
+        topic.change("r", TABLE, None, row(number), {"snapshot": marker})
+    (raw,) = decode(topic.records, sweep=True)
+    assert raw.sweeps == ((TABLE, Position(3, 0)),)
+
+
 def test_a_snapshot_whose_beginning_was_not_seen_sweeps_nothing(topic):
     """Else the rows from before the restart, of the same snapshot, would be swept away."""
     records = snapshot_of(topic, ["first", "true", "last_in_data_collection", "true", "last"])

@@ -26,7 +26,7 @@ from transforms.capture.debezium.unchanged import DEFAULT, placeholder
 
 CONNECTORS = ("postgresql", "mysql", "mariadb", "oracle", "sqlserver")
 _OPS = {"c": Op.INSERT, "u": Op.UPDATE, "d": Op.DELETE, "r": Op.SNAPSHOT}
-_OLD_KEY = "__debezium.oldkey"
+OLD_KEY = "__debezium.oldkey"
 _POSTGRES_TX = re.compile(r"(\d+):\d+")
 # Events of other tables fill no batch; after so many a position is told all the same.
 _EVENTS_MAX_FACTOR = 10
@@ -290,7 +290,8 @@ class DebeziumDecoder:
         if not whole:
             self._end_snapshot(offset)
             return
-        if self._snapshot is None:
+        # A connector that is killed in the midst of a snapshot reads everything once more.
+        if self._snapshot is None or source.snapshot == "first":
             known = not self._before_all or offset == 0 or source.snapshot == "first"
             self._snapshot, self._snapshot_lsn = {}, offset + 1 if known else 0
         if source.name in self._tables:
@@ -387,7 +388,11 @@ class DebeziumDecoder:
             pass
         value = (record.value or b"").decode(errors="backslashreplace")
         key = None if record.key is None else record.key.decode(errors="backslashreplace")
-        self._reject(record.offset, 1, op, reason, table, {"key": key, "value": value})
+        row = {"key": key, "value": value}
+        for name, text in record.headers:
+            if name == OLD_KEY and text:
+                row[OLD_KEY] = text.decode(errors="backslashreplace")
+        self._reject(record.offset, 1, op, reason, table, row)
 
     def _reject(
         self, offset: int, seq: int, op: Op, reason: str, table: str, row: dict[str, str | None]
@@ -497,7 +502,7 @@ def _changed_key(before: dict | None, after: dict, spec: TableSpec) -> dict | No
 def _old_key(record: Record, spec: TableSpec) -> dict | None:
     """The old key as a header tells it, as far as it is of the mapping's own key."""
     for name, text in record.headers:
-        if name == _OLD_KEY and text:
+        if name == OLD_KEY and text:
             old = _key_of(text) or {}
             return {k: old[k] for k in spec.key if k in old} or None
     return None

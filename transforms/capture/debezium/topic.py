@@ -130,7 +130,7 @@ class TopicClient:
         if len(self._described().partitions) != 1:
             remedy = _ONE_PARTITION.format(topic=self._topic)
             found.append(TopicFinding("several_partitions", True, remedy))
-        settings = self._settings()
+        settings = self.settings()
         if "compact" in settings.get("cleanup.policy", ""):
             remedy = "set cleanup.policy=delete: compaction takes changes and deletes away"
             found.append(TopicFinding("compacted", True, remedy))
@@ -149,7 +149,8 @@ class TopicClient:
             self._admin.describe_topics(topics, request_timeout=_TIMEOUT_S)[self._topic]
         )
 
-    def _settings(self) -> dict[str, str]:
+    def settings(self) -> dict[str, str]:
+        """Returns the topic's settings by name, the broker's defaults among them."""
         resource = ConfigResource(ResourceType.TOPIC, self._topic)
         futures = self._admin.describe_configs([resource], request_timeout=_TIMEOUT_S)
         entries = self._result(futures[resource])

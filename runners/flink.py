@@ -8,10 +8,7 @@ import logging
 import os
 import pathlib
 import random
-import re
-import shutil
 import signal
-import subprocess
 import threading
 import time
 import typing
@@ -24,43 +21,20 @@ from apache_beam.options.pipeline_options import (
     PipelineOptions,
     PortableOptions,
 )
-from apache_beam.portability.api import beam_job_api_pb2, beam_job_api_pb2_grpc
 from apache_beam.runners.portability.portable_runner import PortableRunner
-from apache_beam.utils.subprocess_server import pick_port
 
-from runners import flink_cluster, jars, processes, safe_log
+from runners import flink_cluster, jars, safe_log
+from runners.flink_job import ENDED, FlinkJob, State, error_class
+from runners.job_server import LOCAL, EngineError, FlinkJobServer, find_java
 from runners.options import SyncOptions
 from runners.pulse import read_at_pulse
 from runners.workers import WorkerPool
 from schemas.errors import CampusSyncError, ConfigError
 
-JAVA_VERSIONS = (11, 17)  # What Flink 1.19 runs on; tested with 17.
-_MAIN_CLASS = "org.apache.beam.runners.flink.FlinkJobServerDriver"
-OPENED = (  # To reflection, which Flink's serialisers use.
-    "java.lang",
-    "java.lang.invoke",
-    "java.time",
-    "java.util",
-    "java.util.concurrent",
-    "java.nio",
-    "sun.net.util",
-)
-_LOCAL = ("[local]", "[auto]")
-_READY_S = 60
-_CANCEL_S = 5  # A job that is not gone by then goes with its JVM.
 _POLL_S = 0.25
-_MESSAGES_S = 3
 _TAIL_BYTES = 64 << 10
 _HEALTHY_S = 60  # A job that ran so long had no part in an earlier failure.
 _BACKOFF_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
-_MESSAGE_BYTES_MAX = 2**31 - 1
-
-State = beam_job_api_pb2.JobState
-_ENDED = frozenset((State.DONE, State.DRAINED, State.FAILED, State.CANCELLED, State.STOPPED))
-
-
-class EngineError(CampusSyncError):
-    """The engine cannot run the pipeline; the text says what to do and names the log."""
 
 
 class Outcome(enum.StrEnum):
@@ -79,212 +53,8 @@ class Event:
     detail: str = ""
 
 
-def find_java(java: str | None = None) -> str:
-    """Returns the path of a Java that Flink runs on: `java`, $JAVA_HOME's, or the PATH's.
-
-    Raises:
-      EngineError: there is none, or it is of another version.
-    """
-    home = os.environ.get("JAVA_HOME")
-    wanted = java or (os.path.join(home, "bin", "java") if home else "java")
-    path = shutil.which(wanted)
-    remedy = (
-        "Remedy: install Java 17 (Debian: `apt-get install openjdk-17-jre-headless`; RHEL: "
-        "`dnf install java-17-openjdk-headless`) and name it by --java or JAVA_HOME."
-    )
-    if path is None:
-        raise EngineError(f"Flink needs Java 17 and `{wanted}` is not there. {remedy}")
-    answer = subprocess.run([path, "-version"], capture_output=True, text=True, timeout=30)
-    found = re.search(r'version "(?:1\.)?(\d+)', answer.stderr + answer.stdout)
-    version = int(found[1]) if found else 0
-    if version not in JAVA_VERSIONS:
-        raise EngineError(f"Flink needs Java 17 and {path} is version {version or '?'}. {remedy}")
-    return path
-
-
-class FlinkJobServer:
-    """Beam's job server in a JVM of its own, with a Flink inside unless `master` names one.
-
-    The JVM dies with this process, however this one ends. Its output goes to `log`.
-    """
-
-    def __init__(
-        self,
-        class_path: collections.abc.Sequence[pathlib.Path],
-        work_dir: pathlib.Path,
-        master: str = "[local]",
-        memory: str = "1g",
-        java: str | None = None,
-        jvm_options: collections.abc.Sequence[str] = (),
-    ):
-        self.log = work_dir / "flink.log"
-        self._class_path = class_path
-        self._work_dir = work_dir
-        self._master = "[local]" if master in _LOCAL else master
-        self._memory = memory
-        self._java = java
-        self._jvm_options = tuple(jvm_options)
-        self._process: subprocess.Popen | None = None
-        self._channel: grpc.Channel | None = None
-        self.endpoint = ""
-
-    def __enter__(self) -> typing.Self:
-        self.start()
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.stop()
-
-    @property
-    def pid(self) -> int | None:
-        return self._process.pid if self._process else None
-
-    @property
-    def alive(self) -> bool:
-        return self._process is not None and self._process.poll() is None
-
-    def launch(self) -> None:
-        """Starts the JVM without waiting for it.
-
-        Raises:
-          EngineError: there is no fitting Java.
-        """
-        java = find_java(self._java)
-        port, artifact_port, expansion_port = pick_port(None, None, None)
-        self.endpoint = f"127.0.0.1:{port}"
-        scratch = self._work_dir / "flink.tmp"
-        shutil.rmtree(scratch, ignore_errors=True)  # Of a run that was killed.
-        scratch.mkdir(parents=True)
-        arguments = self._work_dir / "flink.args"
-        class_path = os.pathsep.join(str(jar) for jar in self._class_path)
-        arguments.write_text(f'-cp "{class_path}"\n', encoding="utf-8")
-        command = [
-            java,
-            f"-Xmx{self._memory}",
-            # It moves bytes and waits: what a hotter compiler or collector gains is less than
-            # they take from two cores while a backlog drains.
-            "-XX:TieredStopAtLevel=1",
-            "-XX:+UseSerialGC",
-            "-XX:+ExitOnOutOfMemoryError",  # Half dead is worse: the supervisor sees an exit.
-            *(f"--add-opens=java.base/{package}=ALL-UNNAMED" for package in OPENED),
-            "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
-            "-Dorg.slf4j.simpleLogger.showDateTime=true",
-            "-Dorg.slf4j.simpleLogger.dateTimeFormat=yyyy-MM-dd'T'HH:mm:ss.SSSZ",
-            f"-Djava.io.tmpdir={scratch}",
-            *self._jvm_options,
-            f"@{arguments}",
-            _MAIN_CLASS,
-            *("--job-host", "127.0.0.1"),
-            *("--job-port", str(port)),
-            *("--artifact-port", str(artifact_port)),
-            *("--expansion-port", str(expansion_port)),
-            *("--artifacts-dir", str(scratch)),
-            *("--flink-master", self._master),
-        ]
-        self._process = processes.spawn(command, self.log)
-
-    def start(self) -> None:
-        """Returns when the job server answers.
-
-        Raises:
-          EngineError: no fitting Java, or it does not come up.
-        """
-        if self._process is None:
-            self.launch()
-        self._channel = grpc.insecure_channel(
-            self.endpoint,
-            options=[
-                ("grpc.max_receive_message_length", _MESSAGE_BYTES_MAX),
-                ("grpc.max_send_message_length", _MESSAGE_BYTES_MAX),
-            ],
-        )
-        ready = grpc.channel_ready_future(self._channel)
-        deadline = time.monotonic() + _READY_S
-        while True:
-            try:
-                ready.result(timeout=_POLL_S)
-                return
-            except grpc.FutureTimeoutError:
-                if self.alive and time.monotonic() < deadline:
-                    continue
-                self.stop()
-                raise EngineError(
-                    f"Flink's JVM does not start; the reason stands at the end of {self.log}. "
-                    f"Often there is less memory free than --flink_memory={self._memory} needs."
-                ) from None
-
-    def jobs(self) -> beam_job_api_pb2_grpc.JobServiceStub:
-        """Returns a stub of Beam's job service."""
-        return beam_job_api_pb2_grpc.JobServiceStub(self._channel)
-
-    def stop(self) -> None:
-        """Ends the JVM; returns when it is gone."""
-        if self._channel is not None:
-            self._channel.close()
-            self._channel = None
-        if self._process is not None:
-            processes.stop(self._process, grace_s=2.0)
-            self._process = None
-        shutil.rmtree(self._work_dir / "flink.tmp", ignore_errors=True)
-
-
 class _Failed(Exception):
     """One attempt has failed and another may succeed; the text is safe to print."""
-
-
-class _Job:
-    """One submitted pipeline: its state, its cancellation, the class of its last error."""
-
-    def __init__(self, pipeline: beam.Pipeline, jobs: beam_job_api_pb2_grpc.JobServiceStub):
-        self._jobs = jobs
-        self._result = pipeline.run()
-        self._id = self._result._job_id
-        self._error = ""
-        self._listener = threading.Thread(target=self._listen, name="flink-messages", daemon=True)
-        self._listener.start()
-
-    def error(self) -> str:
-        """Class of the newest error of an ended job; not its text, which may quote a patient's."""
-        self._listener.join(_MESSAGES_S)  # The messages may come a moment after the state.
-        return self._error
-
-    def state(self) -> int:
-        """Raises grpc.RpcError if the job server does not answer."""
-        request = beam_job_api_pb2.GetJobStateRequest(job_id=self._id)
-        return self._jobs.GetState(request, timeout=_CANCEL_S).state
-
-    def cancel(self) -> None:
-        """Asks the job to end and waits for it, a few seconds at most."""
-        with contextlib.suppress(grpc.RpcError):
-            if self.state() in _ENDED:
-                return
-            request = beam_job_api_pb2.CancelJobRequest(job_id=self._id)
-            self._jobs.Cancel(request, timeout=_CANCEL_S)
-            deadline = time.monotonic() + _CANCEL_S
-            while time.monotonic() < deadline and self.state() not in _ENDED:
-                time.sleep(_POLL_S / 5)
-
-    def close(self) -> None:
-        """Ends what Beam started in this process for the job."""
-        self._result._cleanup()
-
-    def _listen(self) -> None:
-        request = beam_job_api_pb2.JobMessagesRequest(job_id=self._id)
-        with contextlib.suppress(grpc.RpcError, ValueError):  # ValueError: channel closed.
-            for message in self._jobs.GetMessageStream(request):
-                text = message.message_response.message_text
-                importance = message.message_response.importance
-                if importance == beam_job_api_pb2.JobMessage.JOB_MESSAGE_ERROR:
-                    self._error = error_class(text) or self._error
-
-
-def error_class(text: str) -> str:
-    """Returns the innermost exception class that an engine's message names, or ""."""
-    python = text.rpartition("Traceback (most recent call last)")[2]
-    found = re.findall(r"^([A-Za-z_][\w.]*(?:Error|Exception|Exit|Timeout))\b", python, re.M)
-    if not found:
-        found = re.findall(r"([A-Za-z_][\w.$]*(?:Error|Exception))\b", text)
-    return found[-1] if found else ""
 
 
 class _Supervisor:
@@ -309,9 +79,10 @@ class _Supervisor:
         self._attempt = 0
         self._running_since: float | None = None
         self._log_begin = 0
-        self._own_environment = False
+        # Whether the user runs the workers.
+        self._own_environment = bool(options.view_as(PortableOptions).environment_type)
         master = options.view_as(FlinkRunnerOptions).flink_master
-        self._cluster = None if master in _LOCAL else master
+        self._cluster = None if master in LOCAL else master
         google = options.view_as(GoogleCloudOptions)  # Where Beam keeps every job's name.
         google.job_name = google.job_name or flink_cluster.job_name(work_dir)
 
@@ -399,8 +170,6 @@ class _Supervisor:
         if self._sync.workers == "thread":
             portable.environment_type = "LOOPBACK"
             return None
-        if portable.environment_type and self._attempt == 1:
-            self._own_environment = True
         if self._own_environment:
             return None
         pool = WorkerPool(self._options, self._work_dir / "worker.log")
@@ -410,18 +179,18 @@ class _Supervisor:
         portable.environment_config = pool.address
         return pool
 
-    def _submit(self, server: FlinkJobServer) -> _Job:
+    def _submit(self, server: FlinkJobServer) -> FlinkJob:
         self._options.view_as(PortableOptions).job_endpoint = server.endpoint
         pipeline = beam.Pipeline(runner=PortableRunner(), options=self._options)
         self._build(pipeline)
         if self._sync.read == "pulse":
             read_at_pulse(pipeline)
         try:
-            return _Job(pipeline, server.jobs())
+            return FlinkJob(pipeline, server.jobs())
         except grpc.RpcError as error:
             raise _Failed(f"Flink did not take the pipeline ({error.code().name})") from None
 
-    def _watch(self, job: _Job, server: FlinkJobServer, pool: WorkerPool | None) -> Outcome:
+    def _watch(self, job: FlinkJob, server: FlinkJobServer, pool: WorkerPool | None) -> Outcome:
         while not self._stop.wait(_POLL_S):
             if not server.alive:
                 raise _Failed("Flink's JVM ended")
@@ -437,7 +206,7 @@ class _Supervisor:
             if state in (State.DONE, State.DRAINED):
                 self._report(Event("ended", self._attempt))
                 return Outcome.DONE
-            if state in _ENDED:
+            if state in ENDED:
                 error = self._worker_error() or job.error()
                 cause = f": {error}" if error else ""
                 raise _Failed(f"the job is {State.Enum.Name(state)}{cause}")

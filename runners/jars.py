@@ -74,7 +74,9 @@ def read_lock(path: pathlib.Path = LOCK_FILE) -> tuple[Jar, ...]:
 
 
 def make_lock(listing: str, jars_dir: pathlib.Path) -> str:
-    """Returns the lines of a lock for resolved jars.
+    """Returns the lines of a lock for resolved jars, for whoever moves to another version.
+
+    `python -m runners.jars LISTING DIRECTORY` prints them.
 
     Args:
       listing: output of `mvn dependency:list`, `group:artifact:jar:version:scope` lines.
@@ -269,3 +271,8 @@ def _show(what: str, done: int, of: int, nbytes: int, total: int) -> None:
         file=sys.stderr,
         flush=True,
     )
+
+
+if __name__ == "__main__":
+    _listing, _directory = map(pathlib.Path, sys.argv[1:])
+    sys.stdout.write(make_lock(_listing.read_text("utf-8"), _directory))

@@ -1,11 +1,13 @@
 """Child processes that never outlive us, not even a `kill -9`."""
 
+import abc
 import collections.abc
 import concurrent.futures
 import os
 import pathlib
 import subprocess
 import sys
+import typing
 
 # Runs before the child proper: asks the kernel to kill it when its parent dies, and makes sure
 # that the parent has not died already. A preexec_fn would fork in a process with gRPC threads.
@@ -62,3 +64,41 @@ def stop(process: subprocess.Popen, grace_s: float = 5.0) -> None:
             process.wait()
     if process.stdout is not None:
         process.stdout.close()
+
+
+class Child(abc.ABC):
+    """One child process of ours that is started and stopped; as a context, both.
+
+    What inherits from it puts what `spawn` returns into `_process`.
+    """
+
+    def __init__(self):
+        self._process: subprocess.Popen | None = None
+
+    def __enter__(self) -> typing.Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.stop()
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
+
+    @property
+    def alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @abc.abstractmethod
+    def start(self) -> None:
+        """Returns when it serves."""
+
+    @abc.abstractmethod
+    def stop(self) -> None:
+        """Returns when it is gone."""
+
+    def _end(self, grace_s: float = 5.0) -> None:
+        if self._process is not None:
+            stop(self._process, grace_s)
+            self._process = None

@@ -5,9 +5,7 @@ import os
 import pathlib
 import select
 import signal
-import subprocess
 import sys
-import typing
 
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.portability.api import beam_fn_api_pb2
@@ -23,13 +21,14 @@ _OUR_FLAGS = (FlinkTuning, SyncOptions)  # Imported for a worker to know them as
 _LOG_VARIABLE = "CAMPUS_SYNC_WORKER_LOG"
 
 
-class WorkerPool:
+class WorkerPool(processes.Child):
     """A process that serves Beam's EXTERNAL environment: `address` is its environment_config.
 
     Pool and workers die with the process that made them. Their output is appended to `log`.
     """
 
     def __init__(self, options: PipelineOptions, log: pathlib.Path):
+        super().__init__()
         self._log = log
         self._env = {
             **os.environ,
@@ -38,23 +37,7 @@ class WorkerPool:
             "PIPELINE_OPTIONS": json.dumps(_worker_options(options)),
             _LOG_VARIABLE: str(log),
         }
-        self._process: subprocess.Popen | None = None
         self.address = ""
-
-    def __enter__(self) -> typing.Self:
-        self.start()
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.stop()
-
-    @property
-    def pid(self) -> int | None:
-        return self._process.pid if self._process else None
-
-    @property
-    def alive(self) -> bool:
-        return self._process is not None and self._process.poll() is None
 
     def launch(self) -> None:
         """Starts the pool without waiting for it."""
@@ -78,9 +61,7 @@ class WorkerPool:
 
     def stop(self) -> None:
         """Ends the pool, and the kernel its workers; returns when the pool is gone."""
-        if self._process is not None:
-            processes.stop(self._process)
-            self._process = None
+        self._end()
 
 
 def _worker_options(options: PipelineOptions) -> dict:

@@ -107,6 +107,15 @@ def with_digests(table: Table, batch: pa.RecordBatch, algorithm: str = "sha256")
     return batch.set_column(place, batch.schema.field(place), digests)
 
 
+def lacks_digests(batch: pa.RecordBatch) -> bool:
+    """Whether a row of a change batch has no digest though its whole content is there."""
+    missing = batch.column("_digest").null_count
+    if not missing:
+        return False
+    whole = _whole(batch)
+    return whole is None or missing > batch.num_rows - np.count_nonzero(whole)
+
+
 def encode_rows(
     table: Table, batch: pa.RecordBatch, rows: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -28,6 +28,7 @@ from schemas.reports import comparison_to_json
 from schemas.wire import seal
 from tests.raw_changes import COMMIT_US, hospital_batch
 from transforms.capture import slots
+from transforms.capture.interpret import Interpreter
 from transforms.capture.link_reader import LinkReader
 from transforms.capture.prepare import Preparer
 from transforms.classify_lanes import Escalations
@@ -440,7 +441,8 @@ def test_a_letter_that_passes_the_mapping_may_be_refused_by_the_store(hospital):
 def test_texts_that_no_store_can_hold_wait_for_a_newer_change(hospital):
     """What a source of another kind may send: NUL, and bytes that are no text."""
     settings = hospital.config.settings(hospital.link)
-    preparer = Preparer(settings, load_mapping(settings.mapping), Escalations())
+    interpreter = Interpreter(settings, load_mapping(settings.mapping), Escalations())
+    preparer = Preparer(settings)
     sealer = Sealer(settings.key_ref)
     store = Store(settings.store_dsn, "main>primary", "main", sealer, lambda: NOW_US)
 
@@ -457,7 +459,8 @@ def test_texts_that_no_store_can_hold_wait_for_a_newer_change(hospital):
             rejects=tuple(rejects),
         )
         begin = Position(lsn - 1, SEQ_END)
-        finished = seal(preparer.finish(preparer.prepare(raw, begin, NOW_US).routine))
+        stretch = interpreter.interpret(raw, begin)
+        finished = seal(preparer.finish(preparer.routine(stretch, NOW_US)))
         assert store.apply([finished], Lane.ROUTINE).counts.captured == captured
 
     undecodable = Reject(

@@ -16,8 +16,9 @@ import urllib.request
 import pytest
 from apache_beam.utils.subprocess_server import pick_port
 
-from runners.flink import OPENED, EngineError, error_class, find_java
+from runners.flink_job import error_class
 from runners.jars import fetch_jars
+from runners.job_server import OPENED, EngineError, find_java
 from runners.processes import spawn, stop
 from tests.e2e.flink_job import ledger_of
 

@@ -28,6 +28,7 @@ from schemas.receipts import Counts, Receipt
 from schemas.reports import ONE_SIDED, Fill, Health, State, comparison_to_json, to_csv, to_json
 from schemas.wire import seal
 from transforms.capture import slots
+from transforms.capture.interpret import Interpreter
 from transforms.capture.prepare import Preparer
 from transforms.capture.snapshot import snapshot
 from transforms.deliver import ledger, sla_store
@@ -92,7 +93,8 @@ objectives: {{emergency_p99_ms: 100}}
         conn = self.stores[link.store]
         state = ledger.escalations(conn, link.source)
         mapping = load_mapping(settings.mapping)
-        preparer = Preparer(settings, mapping, state)
+        interpreter = Interpreter(settings, mapping, state)
+        preparer = Preparer(settings)
         sealer = Sealer(settings.key_ref)
         store = Store(settings.store_dsn, link.name, link.source, sealer, lambda: NOW_US)
         begin = ledger.read(conn, link.name).routine or START
@@ -107,7 +109,8 @@ objectives: {{emergency_p99_ms: 100}}
                 batch_rows=1000,
                 batch_bytes=1 << 20,
             ):
-                batch = seal(preparer.finish(preparer.prepare(raw, begin, NOW_US).routine))
+                stretch = interpreter.interpret(raw, begin)
+                batch = seal(preparer.finish(preparer.routine(stretch, NOW_US)))
                 receipts.append(store.apply([batch], Lane.ROUTINE))
                 begin = raw.end
         store.close()

@@ -5,6 +5,8 @@ import hashlib
 import http.server
 import multiprocessing
 import pathlib
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -69,6 +71,16 @@ def test_fetches_in_lock_order_and_then_needs_no_network(mirror, tmp_path):
     mirror.requests.clear()
     assert fetch_jars("http://127.0.0.1:9", tmp_path, JARS) == paths
     assert not mirror.requests
+
+
+def test_a_lock_made_of_resolved_jars_is_read_back(tmp_path):
+    for name, content in WHOLE.items():
+        (tmp_path / name).write_bytes(content)
+    lines = [f"   {jar.group}:{jar.artifact}:jar:{jar.version}:runtime" for jar in JARS]
+    (tmp_path / "listing").write_text("Resolved:\n" + "\n".join(lines) + "\n")
+    command = [sys.executable, "-m", "runners.jars", tmp_path / "listing", tmp_path]
+    (tmp_path / "lock").write_bytes(subprocess.run(command, check=True, capture_output=True).stdout)
+    assert set(read_lock(tmp_path / "lock")) == set(JARS)
 
 
 def test_a_directory_serves_as_a_mirror(tmp_path):

@@ -59,6 +59,25 @@ def test_sends_again_when_the_ledger_stands_still():
     assert sender.resends == 1
 
 
+def test_patience_grows_with_what_was_sent_in_vain_and_ends_with_it():
+    clock = Clock()
+    sender = sender_of(clock)
+    first, second = chain(2)
+    sender.add(first)
+    assert sender.next() == first
+    again = []
+    for tenth in range(1, 600):
+        clock.now_s = tenth / 10
+        if sender.next() is not None:
+            again.append(clock.now_s)
+    assert again == [5, 15, 35, 55]
+    sender.on_ledger(first.end)
+    sender.add(second)
+    assert sender.next() == second
+    clock.now_s += 5
+    assert sender.next() == second
+
+
 def test_a_lost_store_is_not_sent_to_and_gets_everything_again_when_it_returns():
     clock = Clock()
     sender = sender_of(clock)

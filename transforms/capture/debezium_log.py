@@ -98,6 +98,9 @@ class DebeziumLog:
         if point.lsn > START.lsn:
             yield RawChanges(START, Position(point.lsn, SEQ_END), 0, 0, {})
 
+    def advance(self, lsn: int) -> None:
+        """Does nothing: the log is deleted by age or size alone."""
+
     def open(self, start: Position, acknowledged_lsn: int) -> PolledStream:
         topic_id = self._topic.topic_id if self._topic is not None else ""
         with _gaps():

@@ -7,19 +7,18 @@ from collections.abc import Callable, Iterator
 
 import psycopg
 
-from schemas.batches import ChangeBatch, Lane, RawChanges
+from schemas.batches import ChangeBatch, RawChanges
 from schemas.clocks import jitter, monotonic_s, wall_clock_us
 from schemas.errors import CampusSyncError, SourceUnavailable, StoreUnavailable
 from schemas.links import LinkSettings
 from schemas.mappings import load_mapping
 from schemas.positions import START, Position
-from schemas.wire import ChangeBatchCoder, seal
-from transforms.capture.prepare import Preparer
+from transforms.capture.interpret import Interpreter
 from transforms.capture.resume import Known, refuse_rewound, snapshot_reason
-from transforms.capture.sender import LaneSender
+from transforms.capture.shared_log import SharedLog, Stretch, shared_log
 from transforms.capture.slots import SlotState
 from transforms.capture.source_log import GapFound, LogStream, source_log
-from transforms.capture.spool import Spool
+from transforms.capture.two_lanes import TwoLanes
 from transforms.capture.warm_up import warm_up
 from transforms.deliver import ledger
 from transforms.harmonise.lookups import Lookups
@@ -39,22 +38,22 @@ _BACKOFF_MIN_S, _BACKOFF_MAX_S = 0.2, 15.0
 # pause grows with what a batch costs now, so that many links share a busy machine; the first
 # change after a quiet moment never waits.
 _PAUSE_MIN_S, _PAUSE_MAX_S, _PAUSE_FACTOR = 0.005, 0.25, 10
-_EMERGENCY_CREDIT_ROWS = 50_000
-# What a reader meets so long after its commit has emergencies behind it that it cannot see: the
-# routine lane waits then, and leaves it the processors until half the memory is full.
-_BEHIND_US = 250_000
 # An emergency changes threads some ten times on its way to the store, and at each change waits
 # for its turn behind whatever computes: turns are short, by Python's default they are 5 ms.
 _TURN_S = 0.0005
 # A table that leaves the publication is silent, not an error: somebody has to look.
 _LOOK_AT_PUBLICATION_S = 30.0
+_WAIT_S = 0.25
+# Who follows another link's reading moves its own slot so often.
+_KEEP_SLOT_S = 10.0
 
 
 class LinkReader:
     """One link's reading side; made by `live_reader`, one a process and link.
 
-    Threads: one reads the log (decode, harmonise, classify, spool), one asks the ledger.
-    `next` hands out what may be sent; what the ledger does not reach is handed out again.
+    Threads: one reads the log, or follows another link of the process that reads the same one;
+    one asks the ledger; one keeps the slot of a link that follows. `next` hands out what may be
+    sent; what the ledger does not reach is handed out again.
     """
 
     def __init__(
@@ -64,56 +63,37 @@ class LinkReader:
         monotonic: Callable[[], float] = monotonic_s,
         jitter: Callable[[], float] = jitter,
     ):
-        limits = settings.limits
-        coder = ChangeBatchCoder()
         self._settings = settings
         self._now_us, self._monotonic, self._jitter = now_us, monotonic, jitter
-        self._changed = threading.Condition()
         self._stopping = threading.Event()
         self._ledger_known = threading.Event()
         self._applied = HERE.applied(settings.name)
-        self._spool = Spool(
-            limits.spool_memory_bytes, limits.spool_disk_bytes, coder.encode, coder.decode
-        )
-        self._routine = LaneSender(
-            self._spool,
-            limits.in_flight_rows,
-            # As many as fill a pane: then it passes the keyed state without being kept in it.
-            limits.early_rows,
-            limits.gather_s,
-            limits.resend_routine_s,
-            monotonic,
-        )
-        self._urgent_spool = Spool(
-            limits.spool_memory_bytes, limits.spool_disk_bytes, coder.encode, coder.decode
-        )
-        self._emergency = LaneSender(
-            self._urgent_spool,
-            _EMERGENCY_CREDIT_ROWS,
-            limits.batch_rows,
-            0.0,
-            limits.resend_emergency_s,
-            monotonic,
-        )
+        self._lanes = TwoLanes(settings, monotonic)
         self._ledger = ledger.Progress(None, None)
-        self._preparer: Preparer | None = None
+        self._interpreter: Interpreter | None = None
         self._mapping = load_mapping(settings.mapping)
         self._log = source_log(settings, self._mapping, now_us, monotonic)
         parents = StoreParents(self._asking, settings.source, self._mapping)
         has_parents = any(table.parent for table in self._mapping.tables.values())
         self._lookups = Lookups(self._mapping, parents) if has_parents else None
+        # What is known of parents is one link's own state: its reading is, too.
+        self._shared = SharedLog() if has_parents else shared_log(settings)
         self._asked: psycopg.Connection | None = None
         self._joined = False
         self._confirmed_lsn = 0
         self._published: dict[str, str] = {}
-        self._read_to: Position | None = None
-        self._urgent_to: Position | None = None
+        self._looked_at = monotonic()
         self._asked_at = monotonic()
-        self._behind_us = 0
-        self.watermark_us = 0
+        self._slot_free = threading.Lock()
+        self._following = False
+        self._slot_gone: GapFound | None = None
         self._threads = [
             threading.Thread(target=target, name=f"{name} {settings.name}", daemon=True)
-            for target, name in ((self._watch_ledger, "ledger"), (self._read, "log"))
+            for target, name in (
+                (self._watch_ledger, "ledger"),
+                (self._read, "log"),
+                (self._keep_slot, "slot"),
+            )
         ]
 
     @property
@@ -121,12 +101,17 @@ class LinkReader:
         """Whether it has ended, by `close` or because nobody asked for a long time."""
         return self._stopping.is_set()
 
+    @property
+    def watermark_us(self) -> int:
+        """No routine change that is still to be handed out is older."""
+        return self._lanes.watermark_us
+
     def start(self) -> None:
         for thread in self._threads:
             thread.start()
 
     def close(self) -> None:
-        """Stops both threads and frees the slot."""
+        """Stops the threads and frees the slot."""
         self._stopping.set()
         self._applied.set()
         for thread in self._threads:
@@ -139,40 +124,11 @@ class LinkReader:
         Raises:
           RuntimeError: a thread has met a fault of ours and ended: nothing moves any more.
         """
-        deadline = self._monotonic() + wait_s
-        with self._changed:
-            while True:
-                self._asked_at = self._monotonic()
-                batch = self._emergency.next()
-                if batch is None and not self._reading_first:
-                    batch = self._routine.next()
-                remaining = deadline - self._monotonic()
-                if batch is not None or remaining <= 0:
-                    break
-                self._changed.wait(min(remaining, self._settings.limits.gather_s / 2))
+        self._asked_at = self._monotonic()
+        batch = self._lanes.next(wait_s)
         if not self.closed and not all(thread.is_alive() for thread in self._threads):
             raise RuntimeError(f"link {self._settings.name}: a reading thread has ended")
-        if batch is None:
-            return None
-        if batch.lane is Lane.ROUTINE:
-            # An emergency overtakes; only the routine lane says what is behind it.
-            self.watermark_us = max(self.watermark_us, batch.watermark_us)
-        return self._depart(batch)
-
-    @property
-    def _reading_first(self) -> bool:
-        if self._behind_us < _BEHIND_US:
-            return False
-        return self._spool.memory_bytes < self._settings.limits.spool_memory_bytes / 2
-
-    def _depart(self, batch: ChangeBatch) -> ChangeBatch:
-        """Finishes a batch that leaves: sealed, or parked here with a stub on its way."""
-        with turn(batch.rows):
-            finished = self._preparer.finish(batch)
-        sender = self._routine if batch.lane is Lane.ROUTINE else self._emergency
-        if self._settings.one_worker and not sender.doubts(batch):
-            return HERE.park(finished)
-        return seal(finished)
+        return batch
 
     # The log.
 
@@ -196,38 +152,37 @@ class LinkReader:
                 _LOGGER.error("link %s: %s", self._settings.name, error)
                 self._stopping.wait(_BACKOFF_MAX_S)
             self._check_abandoned()
-        with self._changed:
-            self._spool.close()
-            self._urgent_spool.close()
+        self._lanes.close()
         if self._asked is not None:
             self._asked.close()
-        for lane in Lane:
-            HERE.clear(self._settings.name, lane)
 
     def _session(self) -> Iterator[None]:
         """Reads from one connection until it breaks; yields after each thing taken."""
         settings = self._settings
-        self._behind_us = 0
+        self._lanes.behind_us = 0
         with ledger.connect(settings.store_dsn) as store:
-            if self._preparer is None:
+            if self._interpreter is None:
                 escalations = ledger.escalations(store, settings.source)
                 warm_up(settings, self._mapping)
-                self._preparer = Preparer(
+                self._interpreter = Interpreter(
                     settings, self._mapping, escalations, lookups=self._lookups
                 )
             self._log.require_covered()
-            applied = self._read_to if self._joined else self._ledger.routine
+            applied = self._lanes.read_to if self._joined else self._ledger.routine
             state = self._log.state(applied)
             if self._joined:
                 # It may have come back as an older copy of itself.
-                refuse_rewound(self._read_to, state.log_end_lsn)
+                refuse_rewound(self._lanes.read_to, state.log_end_lsn)
             published = self._log.memberships()
             if published != self._published:
                 self._joined = False
             if not self._joined:
                 yield from self._join(store, state, published)
         self._joined, self._published = True, published
-        yield from self._stream()
+        if self._shared.covers(self._lanes.read_to):
+            yield from self._follow()
+        else:
+            yield from self._stream()
 
     def _join(
         self, store: psycopg.Connection, state: SlotState, published: dict[str, str]
@@ -252,15 +207,12 @@ class LinkReader:
                 ),
             )
         )
-        with self._changed:
-            if self._read_to is None:
-                self._read_to = progress.routine or START
-                self._urgent_to = progress.emergency or START
+        self._lanes.start(progress)
         self._confirmed_lsn = state.confirmed_lsn
         if reason is None:
             return
         _LOGGER.warning("link %s: snapshot, reason %s", settings.name, reason)
-        with self._log.create(self._read_to) as point:
+        with self._log.create(self._lanes.read_to) as point:
             self._confirmed_lsn = point.lsn + 1
             with store.transaction():
                 ledger.begin_snapshot(store, settings.name, point.lsn, str(reason))
@@ -273,53 +225,97 @@ class LinkReader:
                     return
 
     def _stream(self) -> Iterator[None]:
-        looked_at = self._monotonic()
-        with self._log.open(self._read_to, self._acknowledgeable_lsn()) as stream:
+        """Reads the log, for others too, until it is better to follow another link."""
+        name = self._settings.name
+        try:
+            with self._log.open(self._lanes.read_to, self._acknowledgeable_lsn()) as stream:
+                while not self._stopping.is_set():
+                    reading = stream.read(_WAIT_S)
+                    began = self._monotonic()
+                    for raw in reading.taken:
+                        self._take(raw, reading.behind_us)
+                    if reading.caught_up:
+                        self._lanes.behind_us = reading.behind_us
+                    took_s = self._monotonic() - began
+                    stream.acknowledge(self._acknowledgeable_lsn())
+                    yield
+                    self._check_abandoned()
+                    self._wait_for_room(stream)
+                    if self._published_anew():
+                        return
+                    # Who is far behind would hold up the others.
+                    at = self._lanes.read_to
+                    writes = reading.caught_up and self._shared.take_pen(name, at)
+                    if reading.caught_up and not writes and self._shared.covers(at):
+                        return
+                    if reading.trickle:
+                        pause_s = max(_PAUSE_MIN_S, took_s * _PAUSE_FACTOR)
+                        self._stopping.wait(min(_PAUSE_MAX_S, pause_s))
+        finally:
+            self._shared.leave(name)
+
+    def _follow(self) -> Iterator[None]:
+        """Takes what another link reads, as long as that goes on from where this one is."""
+        name = self._settings.name
+        self._following = True
+        try:
             while not self._stopping.is_set():
-                reading = stream.read(timeout_s=0.25)
-                now = self._monotonic()
-                for raw in reading.taken:
-                    self._take(raw)
-                if reading.taken or reading.caught_up:
-                    self._behind_us = reading.behind_us
-                took_s = self._monotonic() - now
-                stream.acknowledge(self._acknowledgeable_lsn())
+                stretches = self._shared.follow(name, self._lanes.read_to, _WAIT_S)
+                for interpreted, behind_us in stretches or ():
+                    new = interpreted.beyond(self._lanes.read_to)
+                    self._lanes.add(self._interpreter.adopt(new), self._now_us())
+                    self._lanes.behind_us = behind_us
                 yield
                 self._check_abandoned()
-                self._wait_for_room(stream)
-                if now - looked_at >= _LOOK_AT_PUBLICATION_S:
-                    looked_at = now
-                    if self._lookups is not None and self._lookups.waiting:
-                        self._lookups.doubt()  # A parent may have come by a replay.
-                    if self._log.memberships() != self._published:
-                        return
-                if reading.trickle:
-                    pause_s = max(_PAUSE_MIN_S, took_s * _PAUSE_FACTOR)
-                    self._stopping.wait(min(_PAUSE_MAX_S, pause_s))
+                if self._slot_gone is not None:
+                    raise self._slot_gone
+                if stretches is None or self._full or self._published_anew():
+                    return
+        finally:
+            self._shared.leave(name)
+            with self._slot_free:
+                self._following = False
+                self._slot_gone = None
+
+    def _keep_slot(self) -> None:
+        """Moves the slot of a link that follows, whose own stream is not open."""
+        while not self._stopping.wait(_KEEP_SLOT_S):
+            with self._slot_free:
+                if not self._following:
+                    continue
+                try:
+                    self._log.advance(self._acknowledgeable_lsn())
+                except GapFound as error:
+                    self._slot_gone = error
+                except (SourceUnavailable, psycopg.Error) as error:
+                    # Whoever reads meets it too, and then this link reads for itself.
+                    _LOGGER.warning("link %s: %s", self._settings.name, _place(error))
+
+    def _published_anew(self) -> bool:
+        """Whether a table has left the publication, or has come back to it; looks now and then."""
+        now = self._monotonic()
+        if now - self._looked_at < _LOOK_AT_PUBLICATION_S:
+            return False
+        self._looked_at = now
+        if self._lookups is not None and self._lookups.waiting:
+            self._lookups.doubt()  # A parent may have come by a replay.
+        return self._log.memberships() != self._published
 
     def _acknowledgeable_lsn(self) -> int:
         """Where the slot may stand: at the ledger, or where it was made or found at the start."""
         routine = self._ledger.routine
         return max(self._confirmed_lsn, routine.acknowledgeable_lsn if routine else 0)
 
-    def _take(self, raw: RawChanges) -> None:
-        """Prepares one stretch and queues it in both lanes."""
+    def _take(self, raw: RawChanges, behind_us: int = 0) -> None:
+        """Interprets one stretch and queues it in both lanes, and for the links that follow."""
         if self._lookups is not None:
             self._lookups.acknowledged(self._ledger.routine or START)
         # Parents that are not known here are asked for in the store.
         with turn(raw.captured, waits=self._lookups is not None):
-            prepared = self._preparer.prepare(raw, self._read_to, self._now_us())
-        with self._changed:
-            waiting = self._spool.rows_of(set(prepared.opened)) if prepared.opened else {}
-            urgent = self._preparer.emergency(prepared, self._urgent_to, waiting)
-            # After a restart the log is read again from the routine ledger; what the emergency
-            # lane had passed by then needs no second copy.
-            if urgent is not None and urgent.end > self._urgent_to:
-                self._emergency.add(urgent)
-                self._urgent_to = urgent.end
-            self._routine.add(prepared.routine)
-            self._read_to = raw.end
-            self._changed.notify_all()
+            interpreted = self._interpreter.interpret(raw, self._lanes.read_to)
+        self._shared.write(self._settings.name, Stretch(interpreted, behind_us))
+        self._lanes.add(interpreted, self._now_us())
+        self._lanes.behind_us = behind_us
 
     def _asking(self) -> psycopg.Connection:
         """Returns a connection on which the store is asked for parents."""
@@ -333,10 +329,11 @@ class LinkReader:
             self._lookups.acknowledged(self._ledger.routine or START)
             if self._lookups.crowded:
                 return True
-        return self._spool.full
+        return self._lanes.full
 
     def _wait_for_room(self, stream: LogStream | None = None) -> None:
         while self._full and not self._stopping.is_set():
+            self._shared.drop_pen(self._settings.name)
             if stream is not None:
                 stream.keep_alive()
                 stream.acknowledge(self._acknowledgeable_lsn())
@@ -361,15 +358,11 @@ class LinkReader:
             except (StoreUnavailable, psycopg.Error) as error:
                 failures += 1
                 _LOGGER.warning("link %s: %s", self._settings.name, _place(error))
-                with self._changed:
-                    self._routine.on_store_lost()
-                    self._emergency.on_store_lost()
-                for lane in Lane:
-                    HERE.clear(self._settings.name, lane)
+                self._lanes.on_store_lost()
                 self._stopping.wait(self._backoff_s(failures))
 
     def _wait_for_ledger(self) -> None:
-        busy = self._routine.under_way_rows or self._emergency.under_way_rows
+        busy = self._lanes.under_way
         if busy:
             self._stopping.wait(_LEDGER_BUSY_S)
         if not busy or self._settings.one_worker:
@@ -377,23 +370,15 @@ class LinkReader:
         self._applied.clear()
 
     def _learn(self, progress: ledger.Progress) -> None:
-        with self._changed:
-            if _behind(progress.routine, self._ledger.routine) or _behind(
-                progress.emergency, self._ledger.emergency
-            ):
-                # What we have let go of may be missing there: another reader joins from its start.
-                _LOGGER.warning("link %s: its store is an older copy", self._settings.name)
-                self._stopping.set()
-                return
-            self._ledger = progress
-            if progress.routine is not None or self._read_to is not None:
-                for lane, sender, applied in (
-                    (Lane.ROUTINE, self._routine, progress.routine or START),
-                    (Lane.EMERGENCY, self._emergency, progress.emergency or START),
-                ):
-                    sender.on_ledger(applied)
-                    HERE.release(self._settings.name, lane, applied)
-            self._changed.notify_all()
+        if _behind(progress.routine, self._ledger.routine) or _behind(
+            progress.emergency, self._ledger.emergency
+        ):
+            # What we have let go of may be missing there: another reader joins from its start.
+            _LOGGER.warning("link %s: its store is an older copy", self._settings.name)
+            self._stopping.set()
+            return
+        self._ledger = progress
+        self._lanes.on_ledger(progress)
         self._ledger_known.set()
 
     def _backoff_s(self, failures: int) -> float:

@@ -57,6 +57,9 @@ class MariadbLog:
     def snapshot(self, point: SnapshotPoint) -> Iterator[RawChanges]:
         return self._source.snapshot(point)
 
+    def advance(self, lsn: int) -> None:
+        """Does nothing: the log is deleted by age or size alone."""
+
     def open(self, start: Position, acknowledged_lsn: int) -> PolledStream:
         with _gaps():
             stream = self._source.open(start)

@@ -60,6 +60,10 @@ class PostgresqlLog:
             publication=settings.publication,
         )
 
+    def advance(self, lsn: int) -> None:
+        with gaps(SlotMissing, SlotInvalidated):
+            slots.advance(self._settings.source_dsn, self._settings.slot, lsn)
+
     def open(self, start: Position, acknowledged_lsn: int) -> "_Stream":
         return _Stream(self._settings, self._keys, start, acknowledged_lsn, self._monotonic)
 

@@ -18,7 +18,7 @@ from transforms.capture.link_reader import LinkReader, live_reader
 # A read that waits inside its bundle meets a change within a millisecond, where one that
 # defers meets it after the runner has come round again; a bundle must still end often
 # enough for checkpoints and for the routine lane, which leaves at its end (ADR 0006).
-_WAIT_S = 0.25
+_WAIT_S = 1.0
 _BUNDLE_S = 0.1
 _BUNDLE_BATCHES = 16
 

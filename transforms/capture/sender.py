@@ -8,6 +8,9 @@ from schemas.positions import START, Position
 from transforms.capture.spool import Spool
 from transforms.join_batches import join_batches
 
+# A store that is slow is not made faster by what it gets again.
+_PATIENCE_MAX = 4
+
 
 class LaneSender:
     """Decides which batch leaves next and when to send again.
@@ -24,7 +27,8 @@ class LaneSender:
       in_flight_rows: credit; one batch may always be under way, however large.
       gather_rows, gather_s: batches are joined until there are so many rows, or the oldest
         has waited so long.
-      resend_s: patience with a ledger that stands still.
+      resend_s: patience with a ledger that stands still; doubled each time that sending again
+        was in vain, up to fourfold.
       monotonic: seconds, never going back.
     """
 
@@ -42,6 +46,7 @@ class LaneSender:
         self._gather_rows = gather_rows
         self._gather_s = gather_s
         self._resend_s = resend_s
+        self._patience = 1
         self._monotonic = monotonic
         self._waiting_since: float | None = None
         self._under_way: collections.deque[tuple[Position, int]] = collections.deque()
@@ -74,7 +79,8 @@ class LaneSender:
     def next(self) -> ChangeBatch | None:
         """Returns the batch to send now, or None while there is none or no credit for it."""
         now = self._monotonic()
-        if self._under_way and now - self._moved_at >= self._resend_s:
+        if self._under_way and now - self._moved_at >= self._resend_s * self._patience:
+            self._patience = min(2 * self._patience, _PATIENCE_MAX)
             self._doubted_to = self._under_way[-1][0]
             self._rewind(now)
         if not self._store_up or not self._ready(now):
@@ -107,8 +113,10 @@ class LaneSender:
         while self._under_way and self._under_way[0][0] <= position:
             self._under_way_rows -= self._under_way.popleft()[1]
             self._moved_at = now
+            self._patience = 1
         if not self._store_up:
             self._store_up = True
+            self._patience = 1
             self._rewind(now)
 
     def on_store_lost(self) -> None:

@@ -9,8 +9,14 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
 from schemas.errors import CampusSyncError, SourceUnavailable
-from schemas.positions import parse_lsn
-from transforms.capture.replication import PublicationMissing, connect, unavailable
+from schemas.positions import format_lsn, parse_lsn
+from transforms.capture.replication import (
+    PublicationMissing,
+    SlotInvalidated,
+    SlotMissing,
+    connect,
+    unavailable,
+)
 
 
 class SlotForeign(CampusSyncError):
@@ -146,6 +152,30 @@ def drop(dsn: str, slot: str) -> None:
             raise SourceUnavailable(f"replication slot {slot} has a reader.") from error
         except psycopg.errors.UndefinedObject:
             pass  # Somebody else was faster.
+
+
+def advance(dsn: str, slot: str, lsn: int) -> None:
+    """Moves a slot that nobody reads on to `lsn`, if it is not there yet.
+
+    Raises:
+      SourceUnavailable: no connection, or a reader has the slot.
+      SlotMissing, SlotInvalidated: there is none, or what it should keep is gone.
+    """
+    with _session(dsn) as connection:
+        row = connection.execute(_STATE, [slot]).fetchone()
+        _, exists, _, _, lost, _, confirmed, _, _ = row
+        if not exists:
+            raise SlotMissing(f"replication slot {slot} does not exist any more.")
+        if lost:
+            raise SlotInvalidated(f"replication slot {slot} was invalidated.")
+        if int(confirmed or 0) >= lsn:
+            return
+        try:
+            connection.execute(
+                "SELECT pg_replication_slot_advance(%s, %s)", [slot, format_lsn(lsn)]
+            )
+        except psycopg.errors.ObjectInUse as error:
+            raise SourceUnavailable(f"replication slot {slot} has a reader.") from error
 
 
 def missing_tables(dsn: str, publication: str, tables: Collection[str]) -> tuple[str, ...]:

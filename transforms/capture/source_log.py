@@ -105,6 +105,14 @@ class SourceLog(typing.Protocol):
         """Yields every row of the mapped tables at the point of an open `create`."""
         ...
 
+    def advance(self, lsn: int) -> None:
+        """Tells the source that everything committed before `lsn` is applied, with no stream open.
+
+        Raises:
+          SourceUnavailable: no connection. GapFound: what comes next is not kept any more.
+        """
+        ...
+
     def open(self, start: Position, acknowledged_lsn: int) -> LogStream:
         """Opens the changes behind `start`; those before `acknowledged_lsn` are all applied."""
         ...

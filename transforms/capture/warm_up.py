@@ -6,6 +6,7 @@ import struct
 from schemas.links import LinkSettings
 from schemas.mappings import CampusMapping
 from schemas.positions import START
+from transforms.capture.interpret import Interpreter
 from transforms.capture.pgoutput import PgOutputDecoder
 from transforms.capture.prepare import Preparer
 from transforms.classify_lanes import Escalations
@@ -23,10 +24,11 @@ def warm_up(settings: LinkSettings, mapping: CampusMapping) -> None:
         from transforms.capture.mariadb.warm_up import warm_up as warm_up_binlog
 
         warm_up_binlog()
-    preparer = Preparer(settings, mapping, Escalations(), silent=True)
+    interpreter = Interpreter(settings, mapping, Escalations(), silent=True)
+    preparer = Preparer(settings)
     for name, table in mapping.tables.items():
         for raw in warm_up_decoder(name, table.needed, table.id):
-            preparer.finish(preparer.prepare(raw, raw.begin, 0).routine)
+            preparer.finish(preparer.routine(interpreter.interpret(raw, raw.begin), 0))
 
 
 @functools.cache

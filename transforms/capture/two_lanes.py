@@ -1,0 +1,167 @@
+"""Hold a link's changes between its log and the runner, in two lanes, until the ledger has them."""
+
+import threading
+from collections.abc import Callable
+
+from schemas.batches import ChangeBatch, Lane
+from schemas.links import LinkSettings
+from schemas.positions import START, Position
+from schemas.wire import ChangeBatchCoder, seal
+from transforms.capture.interpret import Interpreted
+from transforms.capture.prepare import Preparer
+from transforms.capture.sender import LaneSender
+from transforms.capture.spool import Spool
+from transforms.deliver.ledger import Progress
+from transforms.parking import HERE
+from transforms.turns import turn
+
+_EMERGENCY_CREDIT_ROWS = 50_000
+# What a reader meets so long after its commit has emergencies behind it that it cannot see: the
+# routine lane waits then, and leaves it the processors until half the memory is full.
+_BEHIND_US = 250_000
+
+
+class TwoLanes:
+    """What was read of a link and is not in its store: emergency first, each lane in order.
+
+    `add` takes stretches of the log; `next` hands out what may be sent now; what the ledger
+    does not reach is handed out again. Thread-safe.
+
+    Attributes:
+      read_to: where the next stretch begins; None before `start`.
+      watermark_us: no routine change that is still to be handed out is older.
+      behind_us: how long after its commit the newest change was read.
+    """
+
+    def __init__(self, settings: LinkSettings, monotonic: Callable[[], float]):
+        limits = settings.limits
+        coder = ChangeBatchCoder()
+        self._settings, self._monotonic = settings, monotonic
+        self._changed = threading.Condition()
+        self._preparer = Preparer(settings)
+        self._spools = {
+            lane: Spool(
+                limits.spool_memory_bytes, limits.spool_disk_bytes, coder.encode, coder.decode
+            )
+            for lane in Lane
+        }
+        self._senders = {
+            Lane.ROUTINE: LaneSender(
+                self._spools[Lane.ROUTINE],
+                limits.in_flight_rows,
+                # As many as fill a pane: then it passes the keyed state without being kept in it.
+                limits.early_rows,
+                limits.gather_s,
+                limits.resend_routine_s,
+                monotonic,
+            ),
+            Lane.EMERGENCY: LaneSender(
+                self._spools[Lane.EMERGENCY],
+                _EMERGENCY_CREDIT_ROWS,
+                limits.batch_rows,
+                0.0,
+                limits.resend_emergency_s,
+                monotonic,
+            ),
+        }
+        self.read_to: Position | None = None
+        self._urgent_to: Position | None = None
+        self.behind_us = 0
+        self.watermark_us = 0
+
+    @property
+    def full(self) -> bool:
+        """Whether nothing more should be read until the ledger moves."""
+        return self._spools[Lane.ROUTINE].full
+
+    @property
+    def under_way(self) -> bool:
+        """Whether something was sent that the ledger does not have."""
+        return any(sender.under_way_rows for sender in self._senders.values())
+
+    def start(self, progress: Progress) -> None:
+        """Begins both lanes where the ledger stands, unless they have begun."""
+        with self._changed:
+            if self.read_to is None:
+                self.read_to = progress.routine or START
+                self._urgent_to = progress.emergency or START
+
+    def add(self, stretch: Interpreted, read_us: int) -> None:
+        """Queues the next stretch in both lanes."""
+        routine = self._preparer.routine(stretch, read_us)
+        opened = {change[0] for change in stretch.escalations if change[4]}
+        with self._changed:
+            waiting = self._spools[Lane.ROUTINE].rows_of(opened) if opened else {}
+            urgent = self._preparer.emergency(stretch, routine, self._urgent_to, waiting)
+            # After a restart the log is read again from the routine ledger; what the emergency
+            # lane had passed by then needs no second copy.
+            if urgent is not None and urgent.end > self._urgent_to:
+                self._senders[Lane.EMERGENCY].add(urgent)
+                self._urgent_to = urgent.end
+            self._senders[Lane.ROUTINE].add(routine)
+            self.read_to = stretch.end
+            self._changed.notify_all()
+
+    def next(self, wait_s: float) -> ChangeBatch | None:
+        """Returns the next batch to send, emergencies first, or None after `wait_s`."""
+        deadline = self._monotonic() + wait_s
+        with self._changed:
+            while (batch := self._ready()) is None:
+                remaining = deadline - self._monotonic()
+                if remaining <= 0:
+                    return None
+                self._changed.wait(min(remaining, self._settings.limits.gather_s / 2))
+        if batch.lane is Lane.ROUTINE:
+            # An emergency overtakes; only the routine lane says what is behind it.
+            self.watermark_us = max(self.watermark_us, batch.watermark_us)
+        return self._finished(batch)
+
+    def on_ledger(self, progress: Progress) -> None:
+        """Learns how far the store has applied both lanes; it is reachable."""
+        with self._changed:
+            if progress.routine is not None or self.read_to is not None:
+                for lane, at in (
+                    (Lane.ROUTINE, progress.routine),
+                    (Lane.EMERGENCY, progress.emergency),
+                ):
+                    self._senders[lane].on_ledger(at or START)
+                    HERE.release(self._settings.name, lane, at or START)
+            self._changed.notify_all()
+
+    def on_store_lost(self) -> None:
+        """Learns that the store cannot be reached: nothing is sent until it can, then all again."""
+        with self._changed:
+            for lane, sender in self._senders.items():
+                sender.on_store_lost()
+                HERE.clear(self._settings.name, lane)
+
+    def close(self) -> None:
+        """Lets go of everything; it is read again from the ledger on."""
+        with self._changed:
+            for lane, spool in self._spools.items():
+                spool.close()
+                HERE.clear(self._settings.name, lane)
+
+    def _ready(self) -> ChangeBatch | None:
+        batch = self._senders[Lane.EMERGENCY].next()
+        if batch is None and not self._reading_first:
+            batch = self._senders[Lane.ROUTINE].next()
+        return batch
+
+    @property
+    def _reading_first(self) -> bool:
+        if self.behind_us < _BEHIND_US:
+            return False
+        spool = self._spools[Lane.ROUTINE]
+        # With changes on disk the memory was full once, however empty it is now.
+        return not spool.disk_bytes and (
+            spool.memory_bytes < self._settings.limits.spool_memory_bytes / 2
+        )
+
+    def _finished(self, batch: ChangeBatch) -> ChangeBatch:
+        """Returns the batch as it leaves: sealed, or parked here with a stub on its way."""
+        with turn(batch.rows):
+            finished = self._preparer.finish(batch)
+        if self._settings.one_worker and not self._senders[batch.lane].doubts(batch):
+            return HERE.park(finished)
+        return seal(finished)

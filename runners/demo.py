@@ -47,15 +47,15 @@ def demo(options: argparse.Namespace) -> int:
         traffic = stack.enter_context(Traffic(config, options.seed))
         with console.status(f"admitting {_PATIENTS} patients before the first sync"):
             traffic.preload(_PATIENTS)
-        job = _Job(folder)
+        job = Job(folder)
         stack.callback(job.stop)
         observer = stack.enter_context(Observer(config))
         with console.status(f"starting the pipeline on Flink (log: {job.log})"):
-            _wait(job, lambda: _all_read(observer), _START_S, "the first snapshots")
+            wait(job, lambda: all_read(observer), _START_S, "the first snapshots")
         _traffic(console, observer, traffic, config, options)
         with console.status("waiting until every link has applied all that was committed"):
             ends = {name: log_end(source).lsn for name, source in config.sources.items()}
-            _wait(job, lambda: _all_applied(observer, config, ends), _DRAIN_S, "the last changes")
+            wait(job, lambda: all_applied(observer, config, ends), _DRAIN_S, "the last changes")
             time.sleep(2)  # The newest lag windows are written once a second.
         with console.status("comparing sources and stores row by row"):
             report = look.make_report(config, compare=True)
@@ -68,7 +68,7 @@ def demo(options: argparse.Namespace) -> int:
     return 0 if report.sound and report.stores_equal else 1
 
 
-class _Job:
+class Job:
     """`campus-sync run` as a process of its own, as a hospital runs it."""
 
     def __init__(self, folder: pathlib.Path):
@@ -78,10 +78,15 @@ class _Job:
         self._process = processes.spawn([*command, str(folder / "campuses.yaml")], self.log)
 
     @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
     def alive(self) -> bool:
         return self._process.poll() is None
 
     def stop(self) -> None:
+        """Asks it to end, and sees that it does."""
         if self.alive:
             self._process.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -98,7 +103,12 @@ def _folder(wanted: pathlib.Path | None, stack: contextlib.ExitStack) -> pathlib
     return folder
 
 
-def _wait(job: _Job, done, timeout_s: float, what: str) -> None:
+def wait(job: Job, done, timeout_s: float, what: str) -> None:
+    """Returns when `done()` is true.
+
+    Raises:
+      CampusSyncError: the job has ended, with the end of its log; or the time is over.
+    """
     deadline = time.monotonic() + timeout_s
     while not done():
         if not job.alive:
@@ -133,14 +143,14 @@ def _traffic(
         raise CampusSyncError(f"traffic could not be written: {type(failed[0]).__name__}")
 
 
-def _all_read(observer: Observer) -> bool:
+def all_read(observer: Observer) -> bool:
     """Whether every link's snapshot is in its store."""
     report = observer.report(wall_clock_us())
     done = {snapshot.link for snapshot in report.snapshots if snapshot.finished_us}
     return done >= set(report.links)
 
 
-def _all_applied(observer: Observer, config: Config, ends: dict[str, int]) -> bool:
+def all_applied(observer: Observer, config: Config, ends: dict[str, int]) -> bool:
     ledgers = {link.health.link: link.ledgers for link in observer.view(wall_clock_us()).links}
     for link in config.links():
         ledger = ledgers.get(link.name, {}).get(Lane.ROUTINE)

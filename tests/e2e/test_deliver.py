@@ -487,6 +487,18 @@ def test_bad_decimals_and_times_out_of_range(store, eye):
 # Sweeps, holds, letters, escalations.
 
 
+def test_what_a_snapshot_reads_has_no_lag_though_it_is_marked_as_void(store):
+    read = visits(
+        visit(1, 1, "kept", Op.SNAPSHOT, _commit_us=COMMIT_US),
+        visit(1, 2, "void", Op.DELETE, _commit_us=COMMIT_US),
+        visit(2, 1, "gone", Op.DELETE, _commit_us=COMMIT_US + 7),
+        visit(3, 1, "new", _commit_us=COMMIT_US + 9),
+    )
+    receipt = routine(store, read)
+    assert receipt.counts.captured == 4
+    assert receipt.commit_us.tolist() == [COMMIT_US + 7, COMMIT_US + 9]
+
+
 def test_a_sweep_ends_what_the_snapshot_did_not_find(store, eye):
     before = visits(visit(1, 1, "kept"), visit(1, 2, "lost", status="open"))
     other = batch_of({"patient": rows_of("patient", [visit(2, 1, "p")])}, before.end)

@@ -353,8 +353,10 @@ class _Delivery:
         self._outcomes[Outcome.SUPERSEDED] += compacted.superseded
         self._outcomes[Outcome.DUPLICATE] += compacted.duplicates
         commit_us = compacted.rows["_commit_us"].to_numpy()
-        # When a snapshot's row was committed is not known: it has no lag.
-        live = compacted.rows["_op"].to_numpy() != Op.SNAPSHOT
+        # When a snapshot's row was committed is not known: it has no lag. One that it found marked
+        # as void is a delete by now, and has the time of those that it was read with.
+        read = compacted.rows["_op"].to_numpy() == Op.SNAPSHOT
+        live = ~np.isin(commit_us, commit_us[read])
         self._delivered_us.append(commit_us[live & (outcomes == Outcome.DELIVERED)])
 
     def sweep(self, merger_of: Callable[[str], TableMerger]) -> None:

@@ -14,7 +14,7 @@ from pipelines.quality import connect, reason
 from schemas.config import PRIMARY, Config
 from schemas.errors import CampusSyncError, ConfigError
 from schemas.patient_matching import MatchingRules
-from transforms.deliver import link_persons
+from transforms.deliver import link_persons, store_schema
 from transforms.deliver.link_persons import Decision, Key, Linked, PairKey, pair_of
 
 _REVIEWS = """\
@@ -107,7 +107,7 @@ def link_stores(config: Config, rules: MatchingRules, whole: bool = False) -> li
         for name in links:
             try:
                 conn = stack.enter_context(connect(config.stores[name].dsn))
-                link_persons.ensure(conn)
+                store_schema.ensure(conn)
                 stores[name] = conn
             except psycopg.Error as error:
                 found.append(StoreLinked(name, why=reason(error)))
@@ -146,7 +146,7 @@ def decide(
     for name in config.links_by_store():
         try:
             with connect(config.stores[name].dsn) as conn:
-                link_persons.ensure(conn)
+                store_schema.ensure(conn)
                 with conn.transaction():
                     link_persons.put_decisions(conn, decisions)
         except psycopg.Error as error:
@@ -263,5 +263,5 @@ def primary(config: Config) -> psycopg.Connection:
         conn = connect(config.stores[PRIMARY].dsn)
     except psycopg.Error as error:
         raise CampusSyncError(f"store {PRIMARY} cannot be reached: {reason(error)}") from None
-    link_persons.ensure(conn)
+    store_schema.ensure(conn)
     return conn

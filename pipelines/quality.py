@@ -8,7 +8,8 @@ import psycopg
 from schemas.clocks import wall_clock_us
 from schemas.config import Config
 from schemas.quality_rules import QualityRules
-from transforms.deliver import check_store
+from schemas.reports import AlarmCount
+from transforms.deliver import check_store, store_schema
 
 _CONNECT_TIMEOUT_S = 5
 
@@ -38,20 +39,6 @@ class Alarm:
     noted_at: str
 
 
-@dataclasses.dataclass(frozen=True)
-class AlarmCount:
-    """How many alarms of one kind are open in a store, and how many there ever were."""
-
-    store: str
-    rule: int
-    campus: str
-    table: str
-    column: str
-    reason: str
-    open: int
-    ever: int
-
-
 def check_stores(
     config: Config,
     rules: QualityRules,
@@ -62,19 +49,40 @@ def check_stores(
 
     To be called again and again; safe beside the sync job and beside itself.
     """
-    found = []
-    for name, links in config.links_by_store().items():
-        try:
-            with connect(config.stores[name].dsn) as conn:
-                check_store.ensure(conn)
-                checked = [
-                    check_store.check_campus(conn, link, rules, now_us(), judge_rows)
-                    for link in links
-                ]
-            found.append(StoreQuality(name, tuple(checked)))
-        except psycopg.Error as error:
-            found.append(StoreQuality(name, why=reason(error)))
-    return found
+    return [check_one(config, name, rules, now_us, judge_rows) for name in config.links_by_store()]
+
+
+def check_one(
+    config: Config,
+    store: str,
+    rules: QualityRules,
+    now_us: collections.abc.Callable[[], int] = wall_clock_us,
+    judge_rows: bool = True,
+) -> StoreQuality:
+    """Judges one store, as `check_stores`; each of its links in a transaction of its own."""
+    try:
+        with connect(config.stores[store].dsn) as conn:
+            store_schema.ensure(conn)
+            checked = [
+                check_store.check_campus(conn, link, rules, now_us(), judge_rows)
+                for link in config.links_by_store()[store]
+            ]
+        return StoreQuality(store, tuple(checked))
+    except psycopg.Error as error:
+        return StoreQuality(store, why=reason(error))
+
+
+def captured(config: Config, store: str) -> int:
+    """Returns how many changes a store has taken in so far.
+
+    Raises:
+      psycopg.Error: it cannot be asked.
+    """
+    with connect(config.stores[store].dsn) as conn:
+        store_schema.ensure(conn)
+        return conn.execute(
+            "SELECT coalesce(sum(captured), 0)::bigint FROM sync.progress"
+        ).fetchone()[0]
 
 
 def gather_alarms(
@@ -90,7 +98,7 @@ def gather_alarms(
     for name in config.links_by_store():
         try:
             with connect(config.stores[name].dsn) as conn:
-                check_store.ensure(conn)
+                store_schema.ensure(conn)
                 for *place, noted_at in check_store.open_alarms(conn, wanted, limit):
                     campus, table, record, lsn, seq, rule, column, why = place
                     row = (name, campus, table, record, lsn, seq, rule, column, why)

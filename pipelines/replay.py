@@ -15,6 +15,8 @@ from schemas.entities import TABLES
 from schemas.errors import ConfigError, DeadLetterDamagedError, StoreUnavailable
 from schemas.mappings import CampusMapping, Source, load_mapping
 from schemas.positions import Position
+from transforms.capture.debezium.hints import table_specs
+from transforms.capture.debezium.whole_record import is_whole, read_again
 from transforms.deliver.merge import Outcome
 from transforms.deliver.replay_letter import SOURCE_KIND, STORE_KINDS, Retrial
 from transforms.deliver.store import Store
@@ -201,6 +203,9 @@ class _Link:
         self._sealer = Sealer(config.dead_letter_key)
         self._key_id = self._sealer.key_id  # A missing key shows before anything is done.
         self._mapping: CampusMapping = load_mapping(config.sources[link.source].mapping)
+        self._specs = None
+        if config.sources[link.source].kind == "debezium":
+            self._specs = table_specs(self._mapping, config.sources[link.source].hints)
         self._dsn = config.stores[link.store].dsn
         self._conn: psycopg.Connection | None = None
         parents = StoreParents(lambda: self._conn, link.source, self._mapping)
@@ -270,6 +275,8 @@ class _Link:
     def _retrial(self, filed: Filed, reject: Reject) -> Retrial:
         if filed.kind != SOURCE_KIND:
             return _canonical_retrial(filed, reject)
+        if self._specs is not None and is_whole(reject):
+            return self._whole_retrial(filed, reject)
         source = self._mapping.tables.get(reject.src_table)
         table = source.table if source is not None else None
         record_id = _record_id(reject, source)
@@ -285,6 +292,39 @@ class _Link:
                 record_id = rows["record_id"][0].as_py()
         return Retrial(
             filed.letter.letter_id, SOURCE_KIND, filed.lane, reject, table, record_id, rows
+        )
+
+    def _whole_retrial(self, filed: Filed, reject: Reject) -> Retrial:
+        """Reads a record of a topic again that was refused whole."""
+        read = read_again(reject, self._specs)
+        table = record_id = rows = None
+        if read.rows is None:
+            reject = dataclasses.replace(reject, reason=read.reason, column=read.column)
+        else:
+            position = reject.position
+            raw = RawChanges(
+                Position(position.lsn, position.seq - 1),
+                position,
+                1,
+                reject.commit_us,
+                {read.table: read.rows},
+            )
+            made = self._harmoniser.apply(raw)
+            if made.rejects:
+                again = made.rejects[0]
+                reject = dataclasses.replace(reject, reason=again.reason, column=again.column)
+            else:
+                ((table, rows),) = made.tables.items()
+                record_id = rows["record_id"][0].as_py()
+        return Retrial(
+            filed.letter.letter_id,
+            SOURCE_KIND,
+            filed.lane,
+            reject,
+            table,
+            record_id,
+            rows,
+            src_table=read.table,
         )
 
 

@@ -1,5 +1,6 @@
 """Prometheus metrics of every link, read from the ledgers; and the recorder of health and pairs."""
 
+import collections
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -9,10 +10,11 @@ from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from pipelines.sla_report import Observer, PairWatch, View
+from pipelines.emergency_pairs import PairWatch
+from pipelines.sla_report import Observer, View
 from schemas.clocks import wall_clock_us
 from schemas.config import PRIMARY, Config
-from schemas.reports import ONE_SIDED, Pair, State
+from schemas.reports import ONE_SIDED, Pair, Risk, State
 from transforms.deliver import sla_store
 
 _LOGGER = logging.getLogger(__name__)
@@ -20,6 +22,7 @@ _LOGGER = logging.getLogger(__name__)
 _EVERY_S = 5.0
 _CONNECT_TIMEOUT_S = 3
 _OUTCOMES = ("captured", "delivered", "duplicates", "superseded", "held", "dead")
+_RISKS = {Risk.NONE: 0, Risk.WARNING: 1, Risk.CRITICAL: 2}
 _QUANTILES = (("0.5", "p50_ms"), ("0.9", "p90_ms"), ("0.99", "p99_ms"), ("0.999", "p999_ms"))
 
 
@@ -43,6 +46,7 @@ class LinkCollector(Collector):
         )
         yield from _health(view)
         yield from _lanes(view)
+        yield from _quality(view)
         yield _gauge(
             "pair_one_sided_seconds",
             "For how long one of two stores lacks an emergency that the other has.",
@@ -63,12 +67,47 @@ def _health(view: View) -> Iterator[Metric]:
         ("backlog_bytes", "backlog_bytes", 1, "Log of the source not yet applied."),
         ("retained_log_bytes", "retained_bytes", 1, "Log that the source keeps for the slot."),
         ("watermark_lag_seconds", "watermark_lag_ms", 1e-3, "How far the store is behind."),
+        (
+            "log_seconds_left",
+            "seconds_left",
+            1,
+            "Until the source may remove log that the link needs, if it stood still.",
+        ),
     ):
         values = [(part.health.link, getattr(part.health, field)) for part in view.links]
         known = [((link,), value * scale) for link, value in values if value is not None]
         yield _gauge(name, text, known, ("link",))
+    yield _gauge(
+        "log_risk",
+        "1 if log that the link needs may soon be gone, 2 if very soon.",
+        [((part.health.link,), _RISKS[part.health.log_risk]) for part in view.links],
+        ("link",),
+    )
     open_letters = [((part.health.link,), part.dead_letters) for part in view.links]
     yield _gauge("open_dead_letters", "Dead letters not replayed.", open_letters, ("link",))
+
+
+def _quality(view: View) -> Iterator[Metric]:
+    alarms = collections.Counter()
+    for part in view.alarms:
+        alarms[part.store, part.campus, str(part.rule)] += part.open
+    yield _gauge(
+        "open_quality_alarms", "Open alarms.", sorted(alarms.items()), ("store", "campus", "rule")
+    )
+    reviews = [((part.store,), part.reviews_open) for part in view.tending]
+    yield _gauge(
+        "open_patient_reviews", "Pairs of records that wait for a person.", reviews, ("store",)
+    )
+    for name, field, text in (
+        ("quality_age_seconds", "judged_us", "Since the store was last judged."),
+        ("matching_age_seconds", "matched_us", "Since its patients were last matched."),
+    ):
+        known = [
+            ((part.store,), max(0, view.at_us - us) / 1e6)
+            for part in view.tending
+            if (us := getattr(part, field)) is not None
+        ]
+        yield _gauge(name, text, known, ("store",))
 
 
 def _lanes(view: View) -> Iterator[Metric]:
@@ -172,6 +211,7 @@ class Recorder:
                 self._primary = self._connect(PRIMARY)
                 sla_store.ensure(self._primary)
             sla_store.put_health(self._primary, view.at_us, [link.health for link in view.links])
+            sla_store.put_rates(self._primary, view.at_us, observer.log_rates)
         except psycopg.Error as error:
             _LOGGER.warning("health is not recorded, SQLSTATE %s", error.sqlstate)
             self._forget()

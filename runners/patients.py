@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelines import empi
+from runners.upkeep import rules_of
 from schemas.clocks import wall_clock_us
 from schemas.config import Config, load
 from schemas.errors import ConfigError
@@ -41,7 +42,7 @@ def patients(options: argparse.Namespace) -> int:
 
 def _match(config: Config, as_json: bool) -> int:
     with Console(stderr=True).status("matching patients"):
-        found = empi.link_stores(config, load_matching_rules())
+        found = empi.link_stores(config, load_matching_rules(rules_of(config.patient_matching)))
     if as_json:
         print(json.dumps([dataclasses.asdict(store) for store in found], indent=2))
     for store in found:
@@ -102,7 +103,7 @@ def _decide(config: Config, conn: psycopg.Connection, options: argparse.Namespac
     missed = empi.decide(config, kind, pairs, who, options.why.strip(), wall_clock_us())
     for what in missed:
         print(f"campus-sync: {what}: it learns of this later", file=sys.stderr)
-    found = empi.link_stores(config, load_matching_rules())
+    found = empi.link_stores(config, load_matching_rules(rules_of(config.patient_matching)))
     moved = max((store.linked.moved for store in found if store.linked), default=0)
     if options.json:
         print(json.dumps({"decided": kind, "pairs": len(pairs), "moved": moved}))

@@ -9,9 +9,11 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.quality import Alarm, AlarmCount, StoreQuality, check_stores, gather_alarms
+from pipelines.quality import Alarm, StoreQuality, check_stores, gather_alarms
+from runners.upkeep import rules_of
 from schemas.config import load
 from schemas.quality_rules import QualityRules, load_quality_rules
+from schemas.reports import AlarmCount
 
 _ROWS_MAX = 100  # Alarms that a terminal shows; `--json` has all.
 
@@ -23,7 +25,7 @@ def quality(options: argparse.Namespace) -> int:
     Exit 1 where a store cannot be reached.
     """
     config = load(options.config)
-    rules = load_quality_rules()
+    rules = load_quality_rules(rules_of(config.quality_rules))
     if options.action == "rules":
         _print_rules(rules, options.json)
         return 0

@@ -13,9 +13,9 @@ from matplotlib import dates, ticker
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from runners.words import count, milliseconds, percent, size
+from runners.words import count, log_warnings, milliseconds, percent, size, span
 from schemas.batches import Lane
-from schemas.reports import Completeness, Conservation, Fill, Report, TableMatch
+from schemas.reports import AlarmCount, Completeness, Conservation, Fill, Report, TableMatch
 
 EMERGENCY_COLOUR, ROUTINE_COLOUR = "#b3261e", "#1a5f8a"
 _COLOURS = {Lane.EMERGENCY: EMERGENCY_COLOUR, Lane.ROUTINE: ROUTINE_COLOUR}
@@ -78,6 +78,7 @@ def page(report: Report, zone: datetime.tzinfo = datetime.UTC) -> str:
         "percent": percent,
         "time": lambda us: _time(us, zone).strftime("%Y-%m-%d %H:%M:%S"),
         "span": lambda us: milliseconds(us / 1000),
+        "left": span,
         "words": lambda text: text.replace("_", " "),
     }
     return environment.get_template("report.html.j2").render(
@@ -100,6 +101,10 @@ def page(report: Report, zone: datetime.tzinfo = datetime.UTC) -> str:
         matches=_matches(report),
         unlike=[m for m in report.comparison.tables if not m.equal] if report.comparison else [],
         strangers=[m for m in report.comparison.stores if not m.equal] if report.comparison else [],
+        log_warnings=[text for text, _ in log_warnings(report.health)],
+        kept=[health for health in report.health if health.seconds_left is not None],
+        alarms=_alarms(report),
+        reviews_open=max((part.reviews_open for part in report.tending), default=0),
         lanes=Lane,
         colours={lane.value: colour for lane, colour in _COLOURS.items()},
     )
@@ -371,6 +376,20 @@ def _matches(report: Report) -> list[dict]:
         | {"equal": all(match.equal for match in some)}
         | {name: sum(getattr(match, name) for match in some) for name in names}
         for (campus, store), some in found.items()
+    ]
+
+
+def _alarms(report: Report) -> list[dict]:
+    """Returns a row for every kind of alarm of a campus; what every store has is one alarm."""
+    found: dict[tuple, list[AlarmCount]] = {}
+    for part in report.alarms:
+        place = (part.campus, part.rule, part.table, part.column, part.reason)
+        found.setdefault(place, []).append(part)
+    names = ("campus", "rule", "table", "column", "reason")
+    return [
+        dict(zip(names, place, strict=True))
+        | {"open": max(part.open for part in some), "ever": max(part.ever or 0 for part in some)}
+        for place, some in sorted(found.items())
     ]
 
 

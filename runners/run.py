@@ -8,15 +8,19 @@ import os
 import pathlib
 import socket
 import sys
+import threading
 
 import apache_beam as beam
 import psycopg
 
 from pipelines import sync
 from runners import options as beam_options
+from runners.log_findings import more_findings
 from runners.metrics import Recorder
 from runners.preflight import Finding, Severity
 from runners.preflight import check as preflight
+from runners.safe_log import safe_traceback
+from runners.upkeep import Rules, Upkeep
 from schemas.config import PRIMARY, Config, load
 from schemas.errors import ConfigError
 from transforms.deliver import ledger, store_schema
@@ -26,6 +30,7 @@ def run(options: argparse.Namespace) -> int:
     """Carries changes until stopped: preflight, then the engine, supervised."""
     config = load(options.config)
     flags = beam_options.parse(options.rest)
+    rules = Rules.load(config)
     if not options.no_check and not options.dry_run and _print_findings(preflight(config), False):
         print("not started; --no-check starts all the same", file=sys.stderr)
         return 1
@@ -40,13 +45,14 @@ def run(options: argparse.Namespace) -> int:
         print(dry_run(build, flags, work_dir))
         return 0
     prepare_stores(config)
+    threading.excepthook = lambda told: sys.stderr.write(safe_traceback(told.exc_value))
     from runners.flink import Event, run_on_flink
 
     def report(event: Event) -> None:
         when = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
         print(f"{when} {event.kind} (start {event.attempt}) {event.detail}".rstrip(), flush=True)
 
-    with Recorder(config):
+    with Recorder(config), Upkeep(config, rules):
         outcome = run_on_flink(build, flags, work_dir, report=report)
     print(f"ended: {outcome}")
     return 0
@@ -67,18 +73,30 @@ def incarnation(work_dir: pathlib.Path) -> str:
 
 
 def prepare_stores(config: Config) -> None:
-    """Creates the consult schema where it is missing; a store that is down is left for later."""
+    """Creates or upgrades the consult schema; a store that cannot be had now is left for later.
+
+    Each link's first delivery tries again.
+
+    Raises:
+      ConfigError: a store is of a newer version than this software.
+    """
     for name, store in config.stores.items():
         try:
             with psycopg.connect(store.dsn, connect_timeout=5) as connection:
                 store_schema.ensure(connection)
+        except psycopg.errors.LockNotAvailable:
+            print(f"store {name} is in use by others: its upgrade waits", file=sys.stderr)
         except psycopg.OperationalError:
             print(f"store {name} cannot be reached: its links wait for it", file=sys.stderr)
+        except ConfigError as error:
+            raise ConfigError(f"store {name}: {error}") from None
 
 
 def check(options: argparse.Namespace) -> int:
     """Prints what would go wrong; exit 1 if something would."""
-    return 1 if _print_findings(preflight(load(options.config)), options.json) else 0
+    config = load(options.config)
+    findings = [*preflight(config), *more_findings(config)]
+    return 1 if _print_findings(findings, options.json) else 0
 
 
 def _print_findings(findings: list[Finding], as_json: bool) -> bool:

@@ -1,6 +1,7 @@
 """The live view of every link, for a terminal."""
 
 import argparse
+import collections
 import json
 import time
 
@@ -10,13 +11,14 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines.sla_report import LinkView, Observer, View
-from runners.words import count, milliseconds, size
+from runners.words import count, log_warnings, milliseconds, size
 from schemas.batches import Lane
 from schemas.clocks import wall_clock_us
 from schemas.config import load
-from schemas.reports import LaneLag, State, as_plain
+from schemas.reports import LaneLag, Risk, State, as_plain
 
 _EVERY_S = 1.0
+_RULES = 3  # As many as a line holds.
 _STYLES = {State.UP: "green", State.BEHIND: "yellow", State.GAP: "magenta", State.DOWN: "red"}
 
 
@@ -117,6 +119,27 @@ def _notes(view: View):
     ):
         links = [link.health.link for link in view.links if link.health.why == why]
         yield Text(f"{', '.join(links)}: {why}", "red")
+    for text, risk in log_warnings([link.health for link in view.links]):
+        yield Text(text, "red" if risk is Risk.CRITICAL else "yellow")
+    yield from _quality(view)
     for pair in view.pairs:
         if pair.waiting:
             yield Text(f"{pair.waiting} waits for emergencies that the other store has", "yellow")
+
+
+def _quality(view: View):
+    """Counts what is open, campus by campus; what every store has is one alarm."""
+    by_store = collections.Counter()
+    for part in view.alarms:
+        by_store[part.campus, part.rule, part.store] += part.open
+    by_rule: dict[str, collections.Counter] = {}
+    for (campus, rule, _), number in by_store.items():
+        rules = by_rule.setdefault(campus, collections.Counter())
+        rules[rule] = max(rules[rule], number)
+    for campus, rules in sorted(by_rule.items()):
+        if total := sum(rules.values()):
+            most = ", ".join(f"rule {rule}: {count(n)}" for rule, n in rules.most_common(_RULES))
+            yield Text(f"{campus}: {count(total)} quality alarms open ({most})", "yellow")
+    reviews = max((part.reviews_open for part in view.tending), default=0)
+    if reviews:
+        yield Text(f"{count(reviews)} pairs of patient records wait for a person", "yellow")

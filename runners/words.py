@@ -1,6 +1,9 @@
-"""Numbers in words that a person reads at a glance: counts, times, sizes and shares."""
+"""Numbers in words that a person reads at a glance: counts, times, sizes, shares, warnings."""
 
 import math
+from collections.abc import Iterable
+
+from schemas.reports import Health, Risk
 
 
 def count(number: float) -> str:
@@ -25,6 +28,29 @@ def size(value: float) -> str:
             return f"{_three(value)} {unit}"
         value /= 1024
     return f"{_three(value)} TiB"
+
+
+def span(seconds: float) -> str:
+    """Returns a time as people plan with it: `40 s`, `90 min`, `26 h`, `9.5 days`."""
+    for limit, scale, unit in ((120, 1, "s"), (7200, 60, "min"), (172_800, 3600, "h")):
+        if seconds < limit:
+            return f"{_three(math.floor(seconds / scale))} {unit}"
+    return f"{_three(seconds / 86_400)} days"
+
+
+def log_warnings(healths: Iterable[Health]) -> list[tuple[str, Risk]]:
+    """Returns a line for each link whose log may soon be gone, the nearest first."""
+    near = [health for health in healths if health.log_risk is not Risk.NONE]
+    near.sort(key=lambda health: (health.seconds_left, health.link))
+    return [
+        (
+            f"{health.link}: its source may remove log that it needs in {span(health.seconds_left)}"
+            if health.seconds_left
+            else f"{health.link}: its source may remove log that it needs at any moment",
+            health.log_risk,
+        )
+        for health in near
+    ]
 
 
 def percent(share: float) -> str:

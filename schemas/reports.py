@@ -43,6 +43,14 @@ class State(enum.StrEnum):
     DOWN = "down"  # Nobody reads it, or an end cannot be reached.
 
 
+class Risk(enum.StrEnum):
+    """How near the log that a link needs is to being removed at its source."""
+
+    NONE = "none"
+    WARNING = "warning"
+    CRITICAL = "critical"
+
+
 @dataclasses.dataclass(frozen=True)
 class Health:
     """One link now.
@@ -53,6 +61,9 @@ class Health:
       retained_bytes: log that the source keeps for the link's slot.
       watermark_lag_ms: how far the store's picture is behind the source's clock.
       slot: PostgreSQL's `wal_status` of the slot, `missing`, or None if it is not known.
+      seconds_left: until its source may remove log that it needs, if it stood still from now on;
+        None where nothing removes it, or by size alone at a rate that is not known.
+      log_risk: that time held against the configured thresholds.
     """
 
     link: str
@@ -63,6 +74,8 @@ class Health:
     watermark_lag_ms: int | None = None
     slot: str | None = None
     slot_active: bool | None = None
+    seconds_left: float | None = None
+    log_risk: Risk = Risk.NONE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,6 +275,36 @@ class Pair:
 
 
 @dataclasses.dataclass(frozen=True)
+class AlarmCount:
+    """How many alarms of one kind are open in a store, and how many there ever were, if asked."""
+
+    store: str
+    rule: int
+    campus: str
+    table: str
+    column: str
+    reason: str
+    open: int
+    ever: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Tending:
+    """What looks after one store while `run` runs.
+
+    Attributes:
+      judged_us, matched_us: of the last judgement by the rules of quality and of the last
+        matching of patients, the oldest of its campuses; None: never.
+      reviews_open: pairs of records that wait for a person.
+    """
+
+    store: str
+    judged_us: int | None
+    matched_us: int | None
+    reviews_open: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Measured:
     """One objective held against what was measured; `value` None: nothing to measure.
 
@@ -399,6 +442,8 @@ class Report:
     objectives: tuple[Measured, ...]
     unreachable: tuple[str, ...] = ()
     comparison: Comparison | None = None
+    alarms: tuple[AlarmCount, ...] = ()
+    tending: tuple[Tending, ...] = ()
 
     @property
     def total(self) -> Counts:
@@ -513,6 +558,8 @@ def to_csv(report: Report) -> dict[str, str]:
         "snapshots": report.snapshots,
         "pairs": report.pairs,
         "objectives": report.objectives,
+        "quality_alarms": report.alarms,
+        "tending": report.tending,
     }
     if report.comparison is not None:
         sections["compare_tables"] = report.comparison.tables

@@ -302,6 +302,42 @@ def test_partial_images(mariadb_database, image, expected):
     ] == expected
 
 
+@pytest.mark.parametrize("mapped", [None, ("k", "v")])
+def test_a_new_row_whose_defaults_were_not_logged_is_refused(mariadb_database, mapped):
+    """The log tells nothing of columns that a statement did not name; read or refused, not guessed.
+
+    A column that the mapping does not read may be lacking.
+    """
+    table = f"{database_of(mariadb_database)}.p"
+    execute(
+        mariadb_database,
+        "CREATE TABLE p (k INT PRIMARY KEY, v VARCHAR(9) DEFAULT 'x', t TEXT, n INT NULL)",
+    )
+    columns = None if mapped is None else {table: mapped}
+    capture = Capture(mariadb_database, {table: ("k",)}, columns=columns).from_here()
+    execute(
+        mariadb_database,
+        "SET SESSION binlog_row_image = 'MINIMAL'",
+        "INSERT INTO p(k) VALUES (1)",
+        "INSERT INTO p(k, v) VALUES (2, 'b')",
+        "INSERT INTO p VALUES (3, 'c', 't', NULL)",
+        "UPDATE p SET v = 'd' WHERE k = 1",
+        "REPLACE INTO p(k, v) VALUES (2, 'e')",
+    )
+    taken = capture.drain()
+    refused = [reject for batch in taken for reject in batch.rejects]
+    assert {reject.reason for reject in refused} == {"partial_row"}
+    told = [(chr(reject.op), reject.column, reject.row) for reject in refused]
+    rows = [(chr(row["_op"]), row["k"]) for row in rows_of(taken)]
+    if mapped:
+        assert told == [("I", "v", {"k": "1"})]
+        assert ("I", "2") in rows and ("I", "3") in rows
+    else:
+        assert told[:2] == [("I", "v", {"k": "1"}), ("I", "t", {"k": "2", "v": "b"})]
+        assert ("I", "3") in rows and ("U", "1") in rows
+    assert sum(batch.captured for batch in taken) == len(rows) + len(refused)
+
+
 def test_a_key_that_moves_in_a_minimal_image(mariadb_database):
     table = f"{database_of(mariadb_database)}.p"
     execute(mariadb_database, "CREATE TABLE p (a INT, v INT, b INT, PRIMARY KEY (a, b))")

@@ -39,7 +39,7 @@ class World:
 
     def __init__(self, dsn: str):
         self.conn = psycopg.connect(dsn, autocommit=True)
-        link_persons.ensure(self.conn)
+        store_schema.ensure(self.conn)
         self.rows = StoreRows(self.conn)
         for campus in CAMPUSES:
             self.rows.reach(campus, 1)
@@ -403,12 +403,3 @@ def test_a_store_that_was_away_learns_what_was_decided(campus_file, worlds):
     assert [store.why for store in found] == ["", ""]
     for world in worlds:
         assert len(world.groups()) == 2
-
-
-def test_the_schema_is_made_once_and_views_follow(world):
-    link_persons.ensure(world.conn)
-    store_schema.ensure(world.conn)
-    world.conn.execute("COMMENT ON VIEW consult.person IS 'older'")
-    link_persons.ensure(world.conn)
-    said = "SELECT obj_description('consult.person'::regclass)"
-    assert len(world.conn.execute(said).fetchone()[0]) == 64

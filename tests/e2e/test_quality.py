@@ -22,7 +22,7 @@ from tests.store_rows import StoreRows
 from tests.unit.test_check_quality import CAUSES, batches
 from tests.unit.test_clinic import STYLES, clinic, harmonised
 from transforms.check_quality import QualityChecker
-from transforms.deliver import check_store, link_persons
+from transforms.deliver import check_store, link_persons, store_schema
 
 RULES = load_quality_rules()
 MATCHING = load_matching_rules()
@@ -36,7 +36,7 @@ class World:
 
     def __init__(self, dsn: str):
         self.conn = psycopg.connect(dsn, autocommit=True)
-        check_store.ensure(self.conn)
+        store_schema.ensure(self.conn)
         # Rows that a store would refuse are judged before it does: here they are let in.
         for table, name in self.conn.execute(
             "SELECT conrelid::regclass::text, conname FROM pg_constraint WHERE contype = 'c'"

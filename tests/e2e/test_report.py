@@ -17,7 +17,8 @@ from apache_beam.testing.test_pipeline import TestPipeline as BeamTestPipeline
 from prometheus_client import generate_latest
 
 from pipelines.compare import compare
-from pipelines.sla_report import Observer, PairWatch, gather
+from pipelines.emergency_pairs import PairWatch
+from pipelines.sla_report import Observer, gather
 from runners.metrics import Recorder
 from runners.status import status
 from schemas.batches import Lane

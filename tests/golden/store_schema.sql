@@ -63,6 +63,12 @@ CREATE TABLE IF NOT EXISTS sync.lag (
     incarnation text COLLATE "C", sketch bytea STORAGE EXTERNAL NOT NULL, rows bigint NOT NULL,
     late bigint NOT NULL, PRIMARY KEY (link, lane, window_start, incarnation))
     WITH (fillfactor = 50);
+CREATE TABLE IF NOT EXISTS sync.anchor (
+    link text COLLATE "C" PRIMARY KEY, lsn bigint NOT NULL, gtid text NOT NULL,
+    noted_at timestamptz NOT NULL DEFAULT now()) WITH (fillfactor = 50);
+CREATE TABLE IF NOT EXISTS sync.log_rate (
+    source text COLLATE "C" PRIMARY KEY, units_per_s double precision NOT NULL,
+    measured_at timestamptz NOT NULL) WITH (fillfactor = 50);
 CREATE TABLE IF NOT EXISTS consult.patient (
     campus text COLLATE "C" NOT NULL,
     record_id text COLLATE "C" NOT NULL,
@@ -485,3 +491,209 @@ CREATE TABLE IF NOT EXISTS consult.department (
 ) WITH (fillfactor = 50);
 CREATE INDEX IF NOT EXISTS department_patient
     ON consult.department ("patient_id", campus);
+CREATE TABLE IF NOT EXISTS sync.quality_alarm (
+    campus text COLLATE "C", table_name text COLLATE "C", record_id text COLLATE "C",
+    lsn bigint, seq integer, rule smallint, column_name text NOT NULL, reason text NOT NULL,
+    noted_at timestamptz NOT NULL DEFAULT now(), settled_at timestamptz,
+    PRIMARY KEY (record_id, table_name, campus, rule, lsn, seq));
+CREATE INDEX IF NOT EXISTS quality_alarm_open ON sync.quality_alarm (campus, table_name, rule)
+    WHERE settled_at IS NULL;
+CREATE TABLE IF NOT EXISTS sync.quality_progress (
+    campus text COLLATE "C" PRIMARY KEY, lsn bigint NOT NULL, seq integer NOT NULL,
+    rules bytea NOT NULL, checked_at timestamptz NOT NULL);
+CREATE TABLE IF NOT EXISTS sync.quality_later (
+    campus text COLLATE "C", patient_id text COLLATE "C", due_at timestamptz NOT NULL,
+    PRIMARY KEY (campus, patient_id));
+CREATE INDEX IF NOT EXISTS patient_changed ON consult.patient
+    USING brin (src_lsn int8_minmax_multi_ops) WITH (pages_per_range = 32, autosummarize = on);
+CREATE INDEX IF NOT EXISTS visit_changed ON consult.visit
+    USING brin (src_lsn int8_minmax_multi_ops) WITH (pages_per_range = 32, autosummarize = on);
+CREATE INDEX IF NOT EXISTS medical_order_changed ON consult.medical_order
+    USING brin (src_lsn int8_minmax_multi_ops) WITH (pages_per_range = 32, autosummarize = on);
+CREATE INDEX IF NOT EXISTS lab_result_changed ON consult.lab_result
+    USING brin (src_lsn int8_minmax_multi_ops) WITH (pages_per_range = 32, autosummarize = on);
+CREATE INDEX IF NOT EXISTS vital_sign_changed ON consult.vital_sign
+    USING brin (src_lsn int8_minmax_multi_ops) WITH (pages_per_range = 32, autosummarize = on);
+CREATE INDEX IF NOT EXISTS diagnosis_changed ON consult.diagnosis
+    USING brin (src_lsn int8_minmax_multi_ops) WITH (pages_per_range = 32, autosummarize = on);
+CREATE INDEX IF NOT EXISTS prescription_changed ON consult.prescription
+    USING brin (src_lsn int8_minmax_multi_ops) WITH (pages_per_range = 32, autosummarize = on);
+CREATE INDEX IF NOT EXISTS emr_document_changed ON consult.emr_document
+    USING brin (src_lsn int8_minmax_multi_ops) WITH (pages_per_range = 32, autosummarize = on);
+CREATE INDEX IF NOT EXISTS consultation_changed ON consult.consultation
+    USING brin (src_lsn int8_minmax_multi_ops) WITH (pages_per_range = 32, autosummarize = on);
+CREATE INDEX IF NOT EXISTS lab_report_changed ON consult.lab_report
+    USING brin (src_lsn int8_minmax_multi_ops) WITH (pages_per_range = 32, autosummarize = on);
+CREATE INDEX IF NOT EXISTS allergy_changed ON consult.allergy
+    USING brin (src_lsn int8_minmax_multi_ops) WITH (pages_per_range = 32, autosummarize = on);
+CREATE INDEX IF NOT EXISTS staff_changed ON consult.staff
+    USING brin (src_lsn int8_minmax_multi_ops) WITH (pages_per_range = 32, autosummarize = on);
+CREATE INDEX IF NOT EXISTS department_changed ON consult.department
+    USING brin (src_lsn int8_minmax_multi_ops) WITH (pages_per_range = 32, autosummarize = on);
+CREATE TABLE IF NOT EXISTS sync.person_record (
+    campus text COLLATE "C", patient_id text COLLATE "C", person_id text COLLATE "C" NOT NULL,
+    own_id text COLLATE "C" NOT NULL, since timestamptz NOT NULL, excluded text,
+    record_id text COLLATE "C" NOT NULL, keys bigint[] NOT NULL,
+    PRIMARY KEY (campus, patient_id));
+CREATE INDEX IF NOT EXISTS person_record_record ON sync.person_record (record_id, campus);
+CREATE INDEX IF NOT EXISTS person_record_person ON sync.person_record (person_id);
+CREATE INDEX IF NOT EXISTS person_record_own ON sync.person_record (own_id);
+CREATE INDEX IF NOT EXISTS person_record_keys ON sync.person_record USING gin (keys)
+    WITH (fastupdate = off);
+CREATE TABLE IF NOT EXISTS sync.person_past (
+    campus text COLLATE "C", patient_id text COLLATE "C", person_id text COLLATE "C" NOT NULL,
+    since timestamptz NOT NULL, until timestamptz NOT NULL, why text NOT NULL,
+    PRIMARY KEY (campus, patient_id, since));
+CREATE INDEX IF NOT EXISTS person_past_person ON sync.person_past (person_id);
+CREATE TABLE IF NOT EXISTS sync.person_link (
+    campus text COLLATE "C", patient_id text COLLATE "C",
+    other_campus text COLLATE "C", other_patient_id text COLLATE "C",
+    since timestamptz, until timestamptz, who text NOT NULL, why text NOT NULL,
+    score real NOT NULL, evidence jsonb NOT NULL,
+    PRIMARY KEY (campus, patient_id, other_campus, other_patient_id, since));
+CREATE INDEX IF NOT EXISTS person_link_other
+    ON sync.person_link (other_campus, other_patient_id);
+CREATE TABLE IF NOT EXISTS sync.person_review (
+    review_id text COLLATE "C" PRIMARY KEY,
+    campus text COLLATE "C" NOT NULL, patient_id text COLLATE "C" NOT NULL,
+    other_campus text COLLATE "C" NOT NULL, other_patient_id text COLLATE "C" NOT NULL,
+    why text NOT NULL, score real NOT NULL, evidence jsonb NOT NULL,
+    state text NOT NULL CHECK (state IN ('open', 'linked', 'unlinked', 'gone')),
+    noted_at timestamptz NOT NULL, settled_at timestamptz);
+CREATE INDEX IF NOT EXISTS person_review_open ON sync.person_review (score DESC)
+    WHERE state = 'open';
+CREATE INDEX IF NOT EXISTS person_review_pair
+    ON sync.person_review (campus, patient_id, other_campus, other_patient_id);
+CREATE INDEX IF NOT EXISTS person_review_other
+    ON sync.person_review (other_campus, other_patient_id);
+CREATE TABLE IF NOT EXISTS sync.person_decision (
+    decision_id text COLLATE "C" PRIMARY KEY,
+    kind text NOT NULL CHECK (kind IN ('link', 'unlink')),
+    campus text COLLATE "C" NOT NULL, patient_id text COLLATE "C" NOT NULL,
+    other_campus text COLLATE "C" NOT NULL, other_patient_id text COLLATE "C" NOT NULL,
+    who text NOT NULL, why text NOT NULL, decided_us bigint NOT NULL,
+    noted_at timestamptz NOT NULL DEFAULT clock_timestamp(), applied boolean NOT NULL DEFAULT false,
+    CHECK ((campus, patient_id) < (other_campus, other_patient_id)));
+CREATE INDEX IF NOT EXISTS person_decision_pair
+    ON sync.person_decision (campus, patient_id, other_campus, other_patient_id);
+CREATE TABLE IF NOT EXISTS sync.person_progress (
+    campus text COLLATE "C" PRIMARY KEY, lsn bigint NOT NULL, seq integer NOT NULL,
+    rules bytea NOT NULL, linked_at timestamptz NOT NULL);
+CREATE OR REPLACE VIEW consult.person_record AS
+SELECT m.person_id, m.campus, m.patient_id, 'patient'::text AS entity,
+    r.record_id, NULL::timestamptz AS event_time, r.committed_at, r.security_level
+FROM sync.person_record m JOIN consult.patient r
+    ON r."patient_id" = m.patient_id AND r.campus = m.campus
+WHERE NOT r.deleted
+UNION ALL
+SELECT m.person_id, m.campus, m.patient_id, 'visit'::text AS entity,
+    r.record_id, r."started_at" AS event_time, r.committed_at, r.security_level
+FROM sync.person_record m JOIN consult.visit r
+    ON r."patient_id" = m.patient_id AND r.campus = m.campus
+WHERE NOT r.deleted
+UNION ALL
+SELECT m.person_id, m.campus, m.patient_id, 'medical_order'::text AS entity,
+    r.record_id, r."ordered_at" AS event_time, r.committed_at, r.security_level
+FROM sync.person_record m JOIN consult.medical_order r
+    ON r."patient_id" = m.patient_id AND r.campus = m.campus
+WHERE NOT r.deleted
+UNION ALL
+SELECT m.person_id, m.campus, m.patient_id, 'lab_result'::text AS entity,
+    r.record_id, r."reported_at" AS event_time, r.committed_at, r.security_level
+FROM sync.person_record m JOIN consult.lab_result r
+    ON r."patient_id" = m.patient_id AND r.campus = m.campus
+WHERE NOT r.deleted
+UNION ALL
+SELECT m.person_id, m.campus, m.patient_id, 'vital_sign'::text AS entity,
+    r.record_id, r."measured_at" AS event_time, r.committed_at, r.security_level
+FROM sync.person_record m JOIN consult.vital_sign r
+    ON r."patient_id" = m.patient_id AND r.campus = m.campus
+WHERE NOT r.deleted
+UNION ALL
+SELECT m.person_id, m.campus, m.patient_id, 'diagnosis'::text AS entity,
+    r.record_id, r."diagnosed_at" AS event_time, r.committed_at, r.security_level
+FROM sync.person_record m JOIN consult.diagnosis r
+    ON r."patient_id" = m.patient_id AND r.campus = m.campus
+WHERE NOT r.deleted
+UNION ALL
+SELECT m.person_id, m.campus, m.patient_id, 'prescription'::text AS entity,
+    r.record_id, r."prescribed_at" AS event_time, r.committed_at, r.security_level
+FROM sync.person_record m JOIN consult.prescription r
+    ON r."patient_id" = m.patient_id AND r.campus = m.campus
+WHERE NOT r.deleted
+UNION ALL
+SELECT m.person_id, m.campus, m.patient_id, 'emr_document'::text AS entity,
+    r.record_id, r."written_at" AS event_time, r.committed_at, r.security_level
+FROM sync.person_record m JOIN consult.emr_document r
+    ON r."patient_id" = m.patient_id AND r.campus = m.campus
+WHERE NOT r.deleted
+UNION ALL
+SELECT m.person_id, m.campus, m.patient_id, 'consultation'::text AS entity,
+    r.record_id, r."requested_at" AS event_time, r.committed_at, r.security_level
+FROM sync.person_record m JOIN consult.consultation r
+    ON r."patient_id" = m.patient_id AND r.campus = m.campus
+WHERE NOT r.deleted
+UNION ALL
+SELECT m.person_id, m.campus, m.patient_id, 'lab_report'::text AS entity,
+    r.record_id, r."reported_at" AS event_time, r.committed_at, r.security_level
+FROM sync.person_record m JOIN consult.lab_report r
+    ON r."patient_id" = m.patient_id AND r.campus = m.campus
+WHERE NOT r.deleted
+UNION ALL
+SELECT m.person_id, m.campus, m.patient_id, 'allergy'::text AS entity,
+    r.record_id, r."recorded_at" AS event_time, r.committed_at, r.security_level
+FROM sync.person_record m JOIN consult.allergy r
+    ON r."patient_id" = m.patient_id AND r.campus = m.campus
+WHERE NOT r.deleted;
+CREATE OR REPLACE VIEW consult.person AS
+WITH campus_state AS (
+    SELECT split_part(link, '>', 1) COLLATE "C" AS campus, max(watermark_us) AS watermark_us
+    FROM sync.progress WHERE lane = 'routine' GROUP BY 1)
+SELECT p.person_id, p.records, p.campuses,
+    ARRAY(SELECT c.campus FROM campus_state c WHERE c.campus <> ALL (p.campuses) ORDER BY 1)
+        AS campuses_without_data,
+    array_remove(ARRAY[
+        CASE WHEN EXISTS (SELECT FROM sync.person_record m JOIN consult.patient r
+            ON r."patient_id" = m.patient_id AND r.campus = m.campus
+            WHERE m.person_id = p.person_id AND NOT r.deleted) THEN NULL ELSE 'patient' END,
+        CASE WHEN EXISTS (SELECT FROM sync.person_record m JOIN consult.visit r
+            ON r."patient_id" = m.patient_id AND r.campus = m.campus
+            WHERE m.person_id = p.person_id AND NOT r.deleted) THEN NULL ELSE 'visit' END,
+        CASE WHEN EXISTS (SELECT FROM sync.person_record m JOIN consult.medical_order r
+            ON r."patient_id" = m.patient_id AND r.campus = m.campus
+            WHERE m.person_id = p.person_id AND NOT r.deleted) THEN NULL ELSE 'medical_order' END,
+        CASE WHEN EXISTS (SELECT FROM sync.person_record m JOIN consult.lab_result r
+            ON r."patient_id" = m.patient_id AND r.campus = m.campus
+            WHERE m.person_id = p.person_id AND NOT r.deleted) THEN NULL ELSE 'lab_result' END,
+        CASE WHEN EXISTS (SELECT FROM sync.person_record m JOIN consult.vital_sign r
+            ON r."patient_id" = m.patient_id AND r.campus = m.campus
+            WHERE m.person_id = p.person_id AND NOT r.deleted) THEN NULL ELSE 'vital_sign' END,
+        CASE WHEN EXISTS (SELECT FROM sync.person_record m JOIN consult.diagnosis r
+            ON r."patient_id" = m.patient_id AND r.campus = m.campus
+            WHERE m.person_id = p.person_id AND NOT r.deleted) THEN NULL ELSE 'diagnosis' END,
+        CASE WHEN EXISTS (SELECT FROM sync.person_record m JOIN consult.prescription r
+            ON r."patient_id" = m.patient_id AND r.campus = m.campus
+            WHERE m.person_id = p.person_id AND NOT r.deleted) THEN NULL ELSE 'prescription' END,
+        CASE WHEN EXISTS (SELECT FROM sync.person_record m JOIN consult.emr_document r
+            ON r."patient_id" = m.patient_id AND r.campus = m.campus
+            WHERE m.person_id = p.person_id AND NOT r.deleted) THEN NULL ELSE 'emr_document' END,
+        CASE WHEN EXISTS (SELECT FROM sync.person_record m JOIN consult.consultation r
+            ON r."patient_id" = m.patient_id AND r.campus = m.campus
+            WHERE m.person_id = p.person_id AND NOT r.deleted) THEN NULL ELSE 'consultation' END,
+        CASE WHEN EXISTS (SELECT FROM sync.person_record m JOIN consult.lab_report r
+            ON r."patient_id" = m.patient_id AND r.campus = m.campus
+            WHERE m.person_id = p.person_id AND NOT r.deleted) THEN NULL ELSE 'lab_report' END,
+        CASE WHEN EXISTS (SELECT FROM sync.person_record m JOIN consult.allergy r
+            ON r."patient_id" = m.patient_id AND r.campus = m.campus
+            WHERE m.person_id = p.person_id AND NOT r.deleted) THEN NULL ELSE 'allergy' END], NULL) AS entities_lacking,
+    ARRAY(SELECT c.campus FROM campus_state c
+        WHERE c.watermark_us < extract(epoch FROM now()) * 1000000 - 300000000
+        ORDER BY 1) AS campuses_late,
+    (SELECT to_timestamp(min(c.watermark_us) / 1000000.0) FROM campus_state c)
+        AS complete_until,
+    (SELECT count(*) FROM sync.person_review v
+        JOIN sync.person_record m ON (m.campus, m.patient_id) IN
+            ((v.campus, v.patient_id), (v.other_campus, v.other_patient_id))
+        WHERE v.state = 'open' AND m.person_id = p.person_id) AS reviews_open
+FROM (SELECT person_id, count(*) AS records, array_agg(DISTINCT campus ORDER BY campus) AS campuses
+    FROM sync.person_record GROUP BY person_id) p;

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from transforms.capture.mariadb.dsn import Server
 from transforms.capture.mariadb.places import border, last_before_transaction
-from transforms.capture.mariadb.retention import Retention, seconds_left
 from transforms.capture.mariadb.state import LogFile, LogState
+from transforms.capture.retention import Retention, seconds_left
 
 NOW_US = 1_000_000_000_000_000
 

@@ -14,14 +14,9 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
 from rich.console import Console
 
-from pipelines.sla_report import (
-    LagRow,
-    LinkView,
-    PairWatch,
-    View,
-    lag_points,
-    measure_objectives,
-)
+from pipelines.emergency_pairs import PairWatch
+from pipelines.sla_facts import LagRow
+from pipelines.sla_report import LinkView, View, lag_points, measure_objectives
 from runners import words
 from runners.metrics import LinkCollector
 from runners.report_html import headline, page, tiles
@@ -32,6 +27,7 @@ from schemas.positions import Position
 from schemas.receipts import Counts
 from schemas.reports import (
     ONE_SIDED,
+    AlarmCount,
     BacklogPoint,
     Comparison,
     Completeness,
@@ -44,10 +40,12 @@ from schemas.reports import (
     Pair,
     Refused,
     Report,
+    Risk,
     Snapshot,
     State,
     StoresMatch,
     TableMatch,
+    Tending,
     to_csv,
     to_json,
 )
@@ -339,6 +337,75 @@ def test_the_terminal_shows_a_row_a_link_and_what_is_wrong():
         assert word in text
     assert text.count("store main cannot be reached") == 2
     assert "waits for emergencies" in text
+
+
+ALARMS = (
+    AlarmCount("primary", 15, "main", "lab_result", "value", "delta", 40, 90),
+    AlarmCount("main", 15, "main", "lab_result", "value", "delta", 41, 90),
+    AlarmCount("primary", 1, "main", "vital_sign", "pulse_per_min", "heart_rate", 2, 3),
+    AlarmCount("primary", 7, "east", "patient", "birth_date", "in_future", 0, 5),
+)
+TENDING = (
+    Tending("primary", START_US - 4_000_000, START_US - 30_000_000, 12),
+    Tending("main", None, None, 0),
+)
+
+
+def test_the_terminal_counts_alarms_once_and_warns_of_logs_that_expire():
+    link = view().links[0]
+    soon = dataclasses.replace(link.health, seconds_left=5000.0, log_risk=Risk.CRITICAL)
+    shown = view(links=(dataclasses.replace(link, health=soon),), alarms=ALARMS, tending=TENDING)
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(render(shown))
+    text = console.export_text()
+    assert "main: 43 quality alarms open (rule 15: 41, rule 1: 2)" in text
+    assert "12 pairs of patient records wait for a person" in text
+    assert "may remove log that it needs in 83 min" in text
+    assert "east" not in text
+
+
+def test_metrics_count_alarms_by_rule_and_tell_the_time_left():
+    collector = LinkCollector()
+    registry = CollectorRegistry()
+    registry.register(collector)
+    link = view().links[0]
+    soon = dataclasses.replace(link.health, seconds_left=5000.0, log_risk=Risk.CRITICAL)
+    links = (dataclasses.replace(link, health=soon), view().links[1])
+    collector.show(view(links=links, alarms=ALARMS, tending=TENDING))
+    text = generate_latest(registry).decode()
+    for line in (
+        'campus_sync_open_quality_alarms{campus="main",rule="15",store="primary"} 40.0',
+        'campus_sync_open_patient_reviews{store="primary"} 12.0',
+        'campus_sync_quality_age_seconds{store="primary"} 4.0',
+        'campus_sync_log_seconds_left{link="main>primary"} 5000.0',
+        'campus_sync_log_risk{link="main>primary"} 2.0',
+        'campus_sync_log_risk{link="main>main"} 0.0',
+    ):
+        assert line in text, line
+    assert 'campus_sync_log_seconds_left{link="main>main"}' not in text
+    assert 'campus_sync_quality_age_seconds{store="main"}' not in text
+    assert not re.search(r"heart_rate|delta|pulse", text)
+
+
+def test_the_page_counts_alarms_and_names_who_loses_its_log():
+    health = sound_report().health
+    soon = dataclasses.replace(health[0], seconds_left=0.0, log_risk=Risk.CRITICAL)
+    made = sound_report(health=(soon, health[1]), alarms=ALARMS, tending=TENDING)
+    text = page(made)
+    assert "may remove log that it needs at any moment" in text
+    assert "12 pairs of patient records" in text
+    row = r'<td class="n">15</td><td>lab result</td><td>value</td><td>delta</td><td class="n">41<'
+    assert re.search(row, text)
+    assert made.sound
+    files = to_csv(made)
+    assert files["quality_alarms.csv"].splitlines()[1] == (
+        "primary,15,main,lab_result,value,delta,40,90"
+    )
+    (left,) = {row["log_risk"] for row in csv.DictReader(io.StringIO(files["health.csv"]))} - {
+        "none"
+    }
+    assert left == "critical"
+    assert json.loads(to_json(made))["tending"][1]["judged_us"] is None
 
 
 def test_rows_a_second_are_counted_between_views():

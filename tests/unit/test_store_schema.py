@@ -1,17 +1,37 @@
 """The store's DDL: every change of it is seen, and is a new version of the schema."""
 
+import hashlib
 import pathlib
 
 from schemas.entities import TABLES
+from transforms.deliver.store_migrations import MIGRATIONS, pending
 from transforms.deliver.store_schema import SCHEMA_VERSION, store_ddl, table_ddl
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "store_schema.sql"
 
 
 def test_ddl_is_the_golden_one():
-    """Write it anew with `store_ddl()`, and raise SCHEMA_VERSION once a version is released."""
+    """Write it anew with `store_ddl()`, and add a migration once a version is released.
+
+    The version that was is then kept in `tests/golden/store_versions`, for
+    `tests/e2e/test_upgrade.py`.
+    """
     assert store_ddl() == GOLDEN.read_text()
-    assert SCHEMA_VERSION == 1
+    assert SCHEMA_VERSION == 2
+
+
+def test_migrations_are_one_for_each_version_in_order():
+    assert [step.to for step in MIGRATIONS] == list(range(2, SCHEMA_VERSION + 1))
+    assert [step.to for step in pending(0)] == [step.to for step in MIGRATIONS]
+    assert pending(SCHEMA_VERSION) == ()
+
+
+def test_what_was_released_is_kept():
+    """A migration that is edited makes two stores of one version that differ."""
+    digests = [hashlib.sha256(step.statements.encode()).hexdigest()[:16] for step in MIGRATIONS]
+    assert digests == ["6ede037079af8da0"]
+    kept = {path.stem.partition("_")[0] for path in (GOLDEN.parent / "store_versions").iterdir()}
+    assert kept == {str(version) for version in range(1, SCHEMA_VERSION)}
 
 
 def test_plausible_ranges_become_checks():

@@ -19,13 +19,11 @@ from schemas.entities import TABLES
 from schemas.positions import Position
 from schemas.tables import Table
 from transforms.check_quality import QualityChecker
-from transforms.deliver import link_persons
 from transforms.deliver.changed import WHERE, Changed, changed
-from transforms.deliver.quality_schema import QUALITY_DDL, changed_ddl
 from transforms.deliver.quality_sql import STORE_KINDS, due_later, statements
 from transforms.read_rows import ColumnRead, Form, content_columns, read_rows
 
-_ADVISORY_LOCK = 0x7175616C  # "qual": one session at a time creates tables or judges a store.
+_ADVISORY_LOCK = 0x7175616C  # "qual": one session at a time judges a store.
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _KEY = "campus, table_name, record_id, lsn, seq, rule"
 
@@ -47,7 +45,13 @@ SELECT DISTINCT ON ({_KEY}) {_KEY}, column_name, reason FROM {{}} ORDER BY {_KEY
 ON CONFLICT (record_id, table_name, campus, rule, lsn, seq) DO UPDATE
 SET settled_at = NULL, column_name = excluded.column_name, reason = excluded.reason
 WHERE a.settled_at IS NOT NULL"""
-_TOUCHED = "SELECT r.{} FROM consult.{} r WHERE r.campus = %(campus)s AND " + WHERE
+# Rows are to be found by block ranges. A store that was never analysed is misjudged by the
+# planner: by campus it would read every row of it, through the index that ends in the campus.
+_NEW = "r.campus || '' = %(campus)s AND " + WHERE
+_BY_BLOCKS = "SET LOCAL enable_seqscan = off"
+_TOUCHED = "SELECT r.{} FROM consult.{} r WHERE " + _NEW
+_LINKED = "SELECT patient_id FROM sync.person_record WHERE campus = %(campus)s AND since >= %(at)s"
+_DUE = "SELECT patient_id FROM sync.quality_later WHERE campus = %(campus)s AND due_at <= %(now)s"
 _FOUND = f"INSERT INTO quality_found ({_KEY}, column_name, reason) "
 # What a version of a row was blamed for ends with the version.
 _SETTLE_OLD = """\
@@ -115,20 +119,6 @@ class Checked:
     whole: bool
 
 
-def ensure(conn: psycopg.Connection) -> None:
-    """Creates the store's schema and the tables of quality and persons; safe at once from many.
-
-    Commits.
-    """
-    link_persons.ensure(conn)
-    ready = "SELECT to_regclass('sync.quality_later') IS NOT NULL"
-    if conn.execute(ready).fetchone()[0]:
-        return
-    with conn.transaction():
-        conn.execute("SELECT pg_advisory_xact_lock(%s)", (_ADVISORY_LOCK,))
-        conn.execute((QUALITY_DDL + changed_ddl()).encode())
-
-
 def put_alarms(conn: psycopg.Connection, alarms: pa.RecordBatch) -> int:
     """Writes alarms (`ALARM_SCHEMA`) in the caller's transaction; returns how many were new.
 
@@ -177,49 +167,55 @@ class _Check:
 
     def run(self, judge_rows: bool) -> Checked:
         conn = self._conn
-        conn.execute(_TEMPORARY.encode())
         (at,) = conn.execute("SELECT now()").fetchone()
         row = conn.execute(_PROGRESS, (self._campus,)).fetchone()
         whole = row is None or bytes(row[2]) != self._rules.version
         known, known_at = (None, _EPOCH) if whole else (Position(*row[:2]), row[3])
         span = changed(conn, self._link, known, known_at)
+        if not whole:
+            conn.execute(_BY_BLOCKS)
+            if not self._is_anything_new(span, known_at):
+                conn.execute(_SAVE, (self._campus, *span.reached, self._rules.version, at))
+                return Checked(self._campus, 0, 0, 0, 0, whole)
+        conn.execute(_TEMPORARY.encode())
         patients = self._touch(span, known_at)
+        rows = self._judge_rows(span) if judge_rows or whole else 0
+        conn.execute("SET LOCAL enable_seqscan = on")
         self._fill_items()
         for rule, check in self._checks:
             for text, values in statements(rule, check, self._campus, self._now):
                 conn.execute(sql.SQL(_FOUND) + text, values)
             if isinstance(check, q.NoticeCheck):
                 self._wait_for(check)
-        rows = self._judge_rows(span) if judge_rows or whole else 0
         conn.execute("ANALYZE quality_found")
         found = conn.execute(_KEEP.format("quality_found").encode()).rowcount
         settled = self._settle(whole)
         conn.execute(_SAVE, (self._campus, *span.reached, self._rules.version, at))
         return Checked(self._campus, patients, rows, found, settled, whole)
 
-    def _touch(self, span: Changed, known_at: datetime.datetime) -> int:
-        """Collects patients of changed rows, of links made since, and those whose time came."""
+    def _is_anything_new(self, span: Changed, known_at: datetime.datetime) -> bool:
+        parts = self._new_patients()
+        text = sql.SQL("SELECT {}").format(
+            sql.SQL(" OR ").join(sql.SQL("EXISTS ({})").format(part) for part in parts)
+        )
+        return self._conn.execute(text, self._since(span, known_at)).fetchone()[0]
+
+    def _new_patients(self) -> list[sql.Composable]:
+        """Selects patients of changed rows, of links made since, and those whose time came."""
         parts: list[sql.Composable] = [
             sql.SQL(_TOUCHED).format(sql.Identifier(table.patient), sql.Identifier(table.name))
             for table in TABLES.values()
         ]
-        parts.append(
-            sql.SQL(
-                "SELECT patient_id FROM sync.person_record"
-                " WHERE campus = %(campus)s AND since >= %(at)s"
-            )
-        )
-        parts.append(
-            sql.SQL(
-                "SELECT patient_id FROM sync.quality_later"
-                " WHERE campus = %(campus)s AND due_at <= %(now)s"
-            )
-        )
+        return [*parts, sql.SQL(_LINKED), sql.SQL(_DUE)]
+
+    def _since(self, span: Changed, known_at: datetime.datetime) -> dict:
+        return {"campus": self._campus, "at": known_at, "now": self._now, **span.names}
+
+    def _touch(self, span: Changed, known_at: datetime.datetime) -> int:
         text = sql.SQL(
             "INSERT INTO quality_touched SELECT * FROM ({}) AS u(id) WHERE id IS NOT NULL"
-        ).format(sql.SQL(" UNION ").join(parts))
-        values = {"campus": self._campus, "at": known_at, "now": self._now, **span.names}
-        count = self._conn.execute(text, values).rowcount
+        ).format(sql.SQL(" UNION ").join(self._new_patients()))
+        count = self._conn.execute(text, self._since(span, known_at)).rowcount
         self._conn.execute(
             "DELETE FROM sync.quality_later l USING quality_touched t"
             " WHERE l.campus = %s AND l.patient_id = t.patient_id",
@@ -257,8 +253,10 @@ class _Check:
     def _judge_rows(self, span: Changed) -> int:
         """Judges single rows as a delivery does; returns how many."""
         checker = QualityChecker(self._rules, self._campus)
-        where = sql.SQL("r.campus = {} AND NOT r.deleted AND ").format(sql.Literal(self._campus))
-        where += sql.SQL(WHERE % {name: str(value) for name, value in span.names.items()})
+        given = {name: sql.Literal(value) for name, value in span.names.items()}
+        given["campus"] = sql.Literal(self._campus)
+        new = _NEW.replace("%(", "{").replace(")s", "}")  # A COPY takes no parameters.
+        where = sql.SQL("NOT r.deleted AND " + new).format(**given)
         judged = 0
         for table in TABLES.values():
             columns = _store_columns(table)

@@ -20,9 +20,7 @@ from psycopg import sql
 from schemas.entities import TABLES
 from schemas.patient_matching import FIELDS, MatchingRules
 from schemas.positions import Position
-from transforms.deliver import store_schema
 from transforms.deliver.changed import WHERE, changed
-from transforms.deliver.person_schema import person_ddl
 from transforms.match_patients import (
     INPUT_SCHEMA,
     Evidence,
@@ -288,24 +286,6 @@ def pair_of(one: Key, other: Key) -> PairKey:
     return (*min(one, other), *max(one, other))
 
 
-def ensure(conn: psycopg.Connection) -> None:
-    """Creates the store's schema and the tables and views of persons; safe at once from many.
-
-    Commits. Views are made again where the canonical tables have changed.
-    """
-    store_schema.ensure(conn)
-    ddl = person_ddl()
-    version = hashlib.sha256(ddl.encode()).hexdigest()
-    known = "SELECT obj_description(to_regclass('consult.person'), 'pg_class')"
-    if conn.execute(known).fetchone()[0] == version:
-        return
-    with conn.transaction():
-        conn.execute("SELECT pg_advisory_xact_lock(%s)", (_ADVISORY_LOCK,))
-        conn.execute(ddl.encode())
-        comment = sql.SQL("COMMENT ON VIEW consult.person IS {}").format(sql.Literal(version))
-        conn.execute(comment)
-
-
 def put_decisions(conn: psycopg.Connection, decisions: collections.abc.Iterable[Decision]) -> int:
     """Writes decisions that the store has not; returns how many. They take effect at `link`."""
     new = 0
@@ -333,7 +313,7 @@ def link(
     """Brings a store's persons up to date, in one transaction.
 
     Args:
-      conn: autocommit; the tables are there (`ensure`).
+      conn: autocommit; the tables are there (`store_schema.ensure`).
       links: those that feed the store, `campus>store`.
       whole: match everything, as the first run and a run by other rules do.
     """

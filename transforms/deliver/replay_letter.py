@@ -52,6 +52,7 @@ class Retrial:
       table, record_id: the row that it changes, None where nobody can tell; free of NUL.
       rows: the change as a canonical batch of one row, or None.
       digest: what the manifest counted at capture, None if it has none; store kinds only.
+      src_table: the source's table where the letter does not know it.
     """
 
     letter_id: str
@@ -62,6 +63,7 @@ class Retrial:
     record_id: str | None
     rows: pa.RecordBatch | None
     digest: bytes | None = None
+    src_table: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +122,7 @@ def _tried(
 ) -> Settled:
     reject = retrial.reject
     # A finished snapshot of its table had the last word: what it did not find is gone.
-    if reject.position.lsn < before.sweeps.get(reject.src_table, 0):
+    if reject.position.lsn < before.sweeps.get(retrial.src_table or reject.src_table, 0):
         return Settled(Outcome.SUPERSEDED)
     if retrial.table is not None and retrial.record_id is not None:
         stored = conn.execute(

@@ -2,7 +2,7 @@
 
 import datetime
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import apache_beam as beam
 import psycopg
@@ -59,6 +59,10 @@ INSERT INTO sync.link_health (link, sampled_at, state, backlog_bytes, retained_b
     watermark_lag_ms)
 VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING
 """
+_PUT_RATE = """\
+INSERT INTO sync.log_rate (source, units_per_s, measured_at) VALUES (%s, %s, %s)
+ON CONFLICT (source) DO UPDATE
+SET units_per_s = excluded.units_per_s, measured_at = excluded.measured_at"""
 
 
 def ensure(conn: psycopg.Connection) -> None:
@@ -106,6 +110,12 @@ def put_health(conn: psycopg.Connection, sampled_us: int, samples: Iterable[Heal
     ]
     with conn.transaction(), conn.cursor() as cursor:
         cursor.executemany(_PUT_HEALTH, rows)
+
+
+def put_rates(conn: psycopg.Connection, at_us: int, rates: Mapping[str, float]) -> None:
+    """Keeps how fast the sources' logs grow now, for those who look once only."""
+    with conn.transaction(), conn.cursor() as cursor:
+        cursor.executemany(_PUT_RATE, [(name, rate, _time(at_us)) for name, rate in rates.items()])
 
 
 def prune(conn: psycopg.Connection, now_us: int, keep_days: int = KEEP_DAYS) -> int:

@@ -1,4 +1,4 @@
-"""The schema of a consult store, derived from the canonical tables: DDL and its versions."""
+"""The schema of a consult store, derived from the canonical tables: DDL, versions, upgrades."""
 
 import functools
 
@@ -7,8 +7,11 @@ import psycopg
 from schemas.entities import TABLES
 from schemas.errors import ConfigError
 from schemas.tables import POSTGRES_TYPES, Column, Table
+from transforms.deliver.person_schema import person_ddl
+from transforms.deliver.quality_schema import QUALITY_DDL, changed_ddl
+from transforms.deliver.store_migrations import MIGRATIONS, pending
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = MIGRATIONS[-1].to
 
 # After the entity's columns in every consult table: name, PostgreSQL type, suffix.
 SYNC_COLUMNS: tuple[tuple[str, str, str], ...] = (
@@ -33,6 +36,11 @@ _FILLFACTOR_LIFE_CYCLE = 50
 _FILLFACTOR = 90
 
 _ADVISORY_LOCK = 0x63616D70  # "camp": one session at a time creates or upgrades a store.
+# An upgrade that waits for a forgotten transaction would keep every reader waiting behind it.
+_PATIENCE = "SET LOCAL lock_timeout = '30s'"
+_SET_VERSION = """\
+INSERT INTO sync.schema_version (version) VALUES (%s)
+ON CONFLICT (id) DO UPDATE SET version = excluded.version, upgraded_at = now()"""
 
 _SYNC_TABLES = """\
 CREATE TABLE IF NOT EXISTS sync.schema_version (
@@ -98,6 +106,12 @@ CREATE TABLE IF NOT EXISTS sync.lag (
     incarnation text COLLATE "C", sketch bytea STORAGE EXTERNAL NOT NULL, rows bigint NOT NULL,
     late bigint NOT NULL, PRIMARY KEY (link, lane, window_start, incarnation))
     WITH (fillfactor = 50);
+CREATE TABLE IF NOT EXISTS sync.anchor (
+    link text COLLATE "C" PRIMARY KEY, lsn bigint NOT NULL, gtid text NOT NULL,
+    noted_at timestamptz NOT NULL DEFAULT now()) WITH (fillfactor = 50);
+CREATE TABLE IF NOT EXISTS sync.log_rate (
+    source text COLLATE "C" PRIMARY KEY, units_per_s double precision NOT NULL,
+    measured_at timestamptz NOT NULL) WITH (fillfactor = 50);
 """
 
 
@@ -167,34 +181,46 @@ def store_ddl() -> str:
     tables = "".join(table_ddl(table) for table in TABLES.values())
     return (
         f"CREATE SCHEMA IF NOT EXISTS consult;\nCREATE SCHEMA IF NOT EXISTS sync;\n"
-        f"{_SYNC_TABLES}{tables}"
+        f"{_SYNC_TABLES}{tables}{QUALITY_DDL}{changed_ddl()}{person_ddl()}"
     )
 
 
 def ensure(conn: psycopg.Connection) -> None:
-    """Creates the schema in the store if it is not there; safe to call at once from many.
+    """Makes the store one of this version: creates it, or upgrades it in place.
 
-    Commits. Leaves a store of this version untouched.
+    Commits; all or nothing. Safe to call at once from many sessions: one does the work and the
+    others wait for it. Leaves a store of this version untouched.
 
     Raises:
-      ConfigError: the store was made by a newer version of this software.
+      ConfigError: the store is of a newer version; nothing was changed.
+      psycopg.OperationalError: somebody kept its tables locked; nothing was changed, try again.
     """
     with conn.transaction():
-        conn.execute("SELECT pg_advisory_xact_lock(%s)", (_ADVISORY_LOCK,))
-        known = conn.execute("SELECT to_regclass('sync.schema_version') IS NOT NULL").fetchone()
-        row = None
-        if known[0]:
-            row = conn.execute("SELECT version FROM sync.schema_version").fetchone()
-        if row is not None and row[0] == SCHEMA_VERSION:
+        if _version(conn) == SCHEMA_VERSION:
             return
-        if row is not None and row[0] > SCHEMA_VERSION:
-            raise ConfigError(
-                f"the store's schema is version {row[0]}, this software knows {SCHEMA_VERSION}: "
-                "install the newer campus-sync"
-            )
+        conn.execute("SELECT pg_advisory_xact_lock(%s)", (_ADVISORY_LOCK,))
+        version = _version(conn)
+        if version == SCHEMA_VERSION:
+            return
+        conn.execute(_PATIENCE)
+        if version is not None:
+            for step in pending(version):
+                conn.execute(step.statements.encode())
         conn.execute(store_ddl().encode())
-        conn.execute(
-            "INSERT INTO sync.schema_version (version) VALUES (%s)"
-            " ON CONFLICT (id) DO UPDATE SET version = excluded.version, upgraded_at = now()",
-            (SCHEMA_VERSION,),
+        conn.execute(_SET_VERSION, (SCHEMA_VERSION,))
+
+
+def _version(conn: psycopg.Connection) -> int | None:
+    """Returns the store's version: 0 if it has none although it is there, None for no store."""
+    known = conn.execute("SELECT to_regclass('sync.schema_version') IS NOT NULL").fetchone()
+    if not known[0]:
+        return None
+    row = conn.execute("SELECT version FROM sync.schema_version").fetchone()
+    version = 0 if row is None else row[0]
+    if version > SCHEMA_VERSION:
+        raise ConfigError(
+            f"the store's schema is version {version}, this software knows {SCHEMA_VERSION}. "
+            "Remedy: install the newer campus-sync that upgraded it, on every host that runs links "
+            "to this store; a store is never taken back to an older version."
         )
+    return version

@@ -57,7 +57,8 @@ def problems(
     image = state.settings.get("binlog_row_image", "FULL").upper()
     if image not in _WHOLE_IMAGES:
         odd.append(
-            f"binlog_row_image is {image}: a new row does not tell what its defaults are. "
+            f"binlog_row_image is {image}: a new row that leaves a column to its default becomes a "
+            "dead letter (partial_row), as the log does not tell the default. "
             f"{_REMEDY.format(name='binlog_row_image', value='FULL')}."
         )
     expire_s = state.retention(state.log_end_lsn, state.now_us, 0).expire_s

@@ -10,6 +10,7 @@ from schemas.batches import RawChanges, Reject
 from schemas.positions import SEQ_END, Position
 from transforms.capture.columns import SLACK
 from transforms.capture.mariadb import events
+from transforms.capture.mariadb.anchor import Anchor
 from transforms.capture.mariadb.errors import LogUnusable, ServerRefused
 from transforms.capture.mariadb.inflate import inflate
 from transforms.capture.mariadb.packets import Packets
@@ -116,6 +117,11 @@ class BinlogDecoder:
         begun = int(self._state[events.LSN])
         known = self._end.lsn == begun or (self.idle and self._end.lsn > begun)
         return self.gtid if known else ""
+
+    @property
+    def last_transaction(self) -> Anchor | None:
+        """Where the last transaction begun starts, and its GTID; None before the first."""
+        return Anchor(int(self._state[events.LSN]), self.gtid) if self.gtid else None
 
     @property
     def first_gtid(self) -> str:
@@ -412,6 +418,9 @@ class BinlogDecoder:
         body = self._body(packet)
         start = self._advance(packet)
         events.begin(self._state, start, struct.unpack_from("<I", packet, 1)[0] * 1_000_000)
+        number, domain = struct.unpack_from("<QI", body)
+        self._state[events.GTID_SEQ], self._state[events.GTID_DOMAIN] = number, domain
+        self._state[events.GTID_SERVER] = struct.unpack_from("<I", packet, 6)[0]
         if body[12] & events.FL_PREPARED_XA:
             self._state[events.IN_TX] = events.XA_TX
             self._prepared.open()

@@ -2,6 +2,7 @@
 
 from schemas.errors import CampusSyncError
 from transforms.capture.replication import SlotInvalidated
+from transforms.capture.resume import SourceRewound
 
 
 class LogPurged(SlotInvalidated):
@@ -10,6 +11,10 @@ class LogPurged(SlotInvalidated):
 
 class LogUnusable(SlotInvalidated):
     """The log does not tell what became of some rows: only a snapshot does."""
+
+
+class LogReplaced(SourceRewound):
+    """The log at our position is another one, begun anew, which has grown as far: a gap."""
 
 
 class LogSettingsWrong(CampusSyncError):

@@ -3,14 +3,14 @@
 import numpy as np
 import pyarrow as pa
 
-from schemas.batches import Reject
+from schemas.batches import Op, Reject
 from transforms.capture.columns import NULL, UNCHANGED, Rows, record_batch
 from transforms.capture.mariadb import cells, events
 from transforms.capture.mariadb.charsets import Tables as CodecTables
 from transforms.capture.mariadb.errors import LogSettingsWrong
 from transforms.capture.mariadb.floats import float_texts
 from transforms.capture.mariadb.places import describe
-from transforms.capture.mariadb.refuse import unmarked
+from transforms.capture.mariadb.refuse import refuse_partial, unmarked
 from transforms.capture.mariadb.tables import Followed
 from transforms.capture.mariadb.text_area import TextArea, decode_slowly
 from transforms.capture.pgoutput import ProtocolError
@@ -67,6 +67,7 @@ class RowWriter:
                 f"rows of {layout.table} were logged without all of {_names(table)}: "
                 "SET GLOBAL binlog_row_image = 'FULL', or let the primary key have them."
             )
+        partial = self._partial_inserts(rows, length, columns)
         self._finish(table, floats, start, length)
         fixed = Rows(
             op=rows[:, events.R_OP].astype(np.uint8),
@@ -75,7 +76,16 @@ class RowWriter:
             commit_us=rows[:, events.R_US].copy(),
         )
         batch, rejects = record_batch(layout, fixed, area.room, start, length)
+        if partial.any():
+            batch, refused = refuse_partial(layout.table, layout.columns, batch)
+            rejects = sorted((*rejects, *refused), key=lambda reject: reject.position)
         return batch, tuple(unmarked(reject) for reject in rejects)
+
+    @staticmethod
+    def _partial_inserts(rows: np.ndarray, length: np.ndarray, columns: int) -> np.ndarray:
+        """Finds new rows of which the log lacks a column: its default, which nobody tells."""
+        inserts = rows[:, events.R_OP] == Op.INSERT
+        return inserts & (length[:, :columns] == UNCHANGED).any(axis=1)
 
     def _finish(
         self, table: Followed, floats: np.ndarray, start: np.ndarray, length: np.ndarray

@@ -6,13 +6,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from schemas.batches import RawChanges
 from schemas.clocks import monotonic_s
+from schemas.errors import CampusSyncError
 from schemas.positions import Position
+from transforms.capture.mariadb.anchor import Anchor, stands
 from transforms.capture.mariadb.check import problems, require_readable
-from transforms.capture.mariadb.errors import LogSettingsWrong, LogUnusable
-from transforms.capture.mariadb.retention import seconds_left
+from transforms.capture.mariadb.errors import LogReplaced, LogSettingsWrong, LogUnusable
 from transforms.capture.mariadb.snapshot import SnapshotPoint, consistent_point, snapshot
 from transforms.capture.mariadb.state import LogState, state, tables_of
 from transforms.capture.mariadb.stream import BinlogStream
+from transforms.capture.retention import seconds_left
 from transforms.capture.slots import SlotState
 
 _READER_IDS = 1 << 31  # The upper half: replicas are given small numbers.
@@ -73,8 +75,10 @@ class MariaDbSource:
         found = state(self._dsn)
         return problems(found, tuple(self._keys), tables_of(self._dsn, self._keys, found.fold))
 
-    def state(self, applied: Position | None) -> SlotState:
+    def state(self, applied: Position | None, anchor: Anchor | None = None) -> SlotState:
         """Returns the log as a slot at the ledger's position would look; `lost` means a gap.
+
+        `anchor` is what an earlier reader noted of the log: another log is a gap too.
 
         Raises:
           SourceUnavailable, RightsMissing: as they say.
@@ -86,7 +90,9 @@ class MariaDbSource:
         return SlotState(
             exists=True,
             log_end_lsn=found.log_end_lsn,
-            lost=self._unusable or not found.keeps(lsn),
+            lost=self._unusable
+            or not found.keeps(lsn)
+            or (anchor is not None and not stands(found, anchor)),
             confirmed_lsn=0,
             retained_bytes=retention.needed_bytes,
             safe_wal_bytes=spare,
@@ -133,7 +139,12 @@ class MariaDbSource:
         """
         last = self._stream
         known = last is not None and last.position == position
-        self._stream = BinlogStream(
+        with self._unusable_if(LogReplaced):
+            self._stream = self._opened(position, last.anchor if known else "")
+        return self._stream
+
+    def _opened(self, position: Position, gtid: str) -> BinlogStream:
+        return BinlogStream(
             self._dsn,
             position,
             reader_id=self._reader_id,
@@ -142,10 +153,17 @@ class MariaDbSource:
             keys=self._keys,
             columns=self._columns,
             heartbeat_s=self._heartbeat_s,
-            gtid=last.anchor if known else "",
+            gtid=gtid,
             monotonic=self._monotonic,
         )
-        return self._stream
+
+    @contextlib.contextmanager
+    def _unusable_if(self, *errors: type[CampusSyncError]) -> Iterator[None]:
+        try:
+            yield
+        except errors:
+            self._unusable = True
+            raise
 
     def read(self, stream: BinlogStream, timeout_s: float) -> list[RawChanges]:
         """As `BinlogStream.read`; remembers that a gap was found.
@@ -153,11 +171,8 @@ class MariaDbSource:
         Raises:
           As `BinlogStream.read`.
         """
-        try:
+        with self._unusable_if(LogUnusable, LogReplaced):
             return stream.read(timeout_s)
-        except LogUnusable:
-            self._unusable = True
-            raise
 
     def seconds_left(self, applied: Position, commit_us: int) -> float | None:
         """Returns how long the source keeps the log that a link at `applied` needs, if it stops.

@@ -14,8 +14,8 @@ from transforms.capture.mariadb.places import (
     last_before_transaction,
     place_of,
 )
-from transforms.capture.mariadb.retention import Retention
 from transforms.capture.mariadb.session import clock_us, is_mariadb, session, variables
+from transforms.capture.retention import Retention
 
 _DAY_S = 86_400
 _SETTINGS = (

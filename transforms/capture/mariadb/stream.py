@@ -9,9 +9,10 @@ from schemas.batches import RawChanges
 from schemas.clocks import monotonic_s
 from schemas.errors import CampusSyncError, SourceUnavailable
 from schemas.positions import Position
+from transforms.capture.mariadb.anchor import Anchor, gtids_before
 from transforms.capture.mariadb.check import require_readable
 from transforms.capture.mariadb.decode import BinlogDecoder
-from transforms.capture.mariadb.errors import LogPurged, LogUnusable, ServerRefused
+from transforms.capture.mariadb.errors import LogPurged, LogReplaced, LogUnusable, ServerRefused
 from transforms.capture.mariadb.packets import PacketReader, Packets
 from transforms.capture.mariadb.places import describe, file_name, is_transaction, place_of
 from transforms.capture.mariadb.session import (
@@ -52,7 +53,7 @@ class BinlogStream:
     Raises:
       SourceUnavailable, RightsMissing, LogSettingsWrong: as they say.
       LogPurged: the log at `start` is gone.
-      SourceRewound: the log ends before `start`, or is another one.
+      SourceRewound: the log ends before `start`. LogReplaced: it is another one.
     """
 
     def __init__(
@@ -74,14 +75,21 @@ class BinlogStream:
         require_reachable(found, start)
         self._server, self._base, self._start, self._gtid = found.server, found.base, start, gtid
         self._heartbeat_s, self._monotonic = heartbeat_s, monotonic
+        self._first: Anchor | None = None
         self._connection = connect(self._server)
         try:
             with self._connection.cursor() as cursor:
                 checksum = _prepare(cursor, heartbeat_s)
                 names = charsets_by_collation(cursor)
                 self._server_us = clock_us(cursor)
-                if gtid and found.mariadb and not is_transaction(start.lsn):
-                    self._compare(gtid, _gtids_before(cursor, self._base, start))
+                if found.mariadb and not is_transaction(start.lsn):
+                    place = place_of(start.lsn)
+                    name = file_name(self._base, place.file)
+                    before = gtids_before(cursor, name, place.offset)
+                    if gtid:
+                        self._compare(gtid, before.split(","))
+                    if before:
+                        self._first = Anchor(start.lsn, before)
             self._decoder = BinlogDecoder(
                 batch_rows,
                 batch_bytes,
@@ -123,6 +131,11 @@ class BinlogStream:
     def anchor(self) -> str:
         """GTID of the last transaction at or before `position`, to be given to the next stream."""
         return self._decoder.anchor
+
+    @property
+    def last_transaction(self) -> Anchor | None:
+        """What `anchor.stands` knows this log by; None where no transaction was before it."""
+        return self._decoder.last_transaction or self._first
 
     def read(self, timeout_s: float, max_bytes: int = _READ_BYTES) -> list[RawChanges]:
         """Returns what has come and is complete, about `max_bytes` of log; waits for the first.
@@ -198,10 +211,9 @@ class BinlogStream:
     def _compare(self, gtid: str, found: Sequence[str]) -> None:
         """Checks that the transaction that was at the start is among those found there."""
         if gtid not in found:
-            raise SourceRewound(
+            raise LogReplaced(
                 f"transaction {gtid} is no longer at {describe(self._start.lsn, self._base)}: "
-                "the source's log was begun anew, or the server replaced. Stop the link, empty its "
-                "rows and ledger in the store (`campus-sync reseed`), then start it again."
+                "the source's log was begun anew, or the server replaced."
             )
 
     def _now_us(self, now: float) -> int:
@@ -246,13 +258,6 @@ def require_reachable(found: LogState, start: Position) -> None:
             f"source {found.server.place} no longer keeps its log from "
             f"{describe(start.lsn, found.base)} on."
         )
-
-
-def _gtids_before(cursor: pymysql.cursors.Cursor, base: str, start: Position) -> list[str]:
-    """Returns the last transaction of each domain before a place of the log."""
-    place = place_of(start.lsn)
-    cursor.execute("SELECT BINLOG_GTID_POS(%s, %s)", (file_name(base, place.file), place.offset))
-    return str(cursor.fetchone()[0] or "").split(",")
 
 
 def _prepare(cursor: pymysql.cursors.Cursor, heartbeat_s: float) -> bool:

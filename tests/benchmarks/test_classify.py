@@ -8,7 +8,8 @@ from schemas.batches import Op
 from schemas.emergency_rules import load_rules
 from schemas.entities import LAB_RESULT
 from tests.canonical import COMMIT_US
-from transforms.classify_lanes import Classifier, Escalations
+from transforms.classify_lanes import Classifier
+from transforms.escalations import Escalations
 
 ROWS = 20_000
 LIMIT_US_PER_ROW = 0.15

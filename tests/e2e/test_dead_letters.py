@@ -31,9 +31,9 @@ from transforms.capture import slots
 from transforms.capture.interpret import Interpreter
 from transforms.capture.link_reader import LinkReader
 from transforms.capture.prepare import Preparer
-from transforms.classify_lanes import Escalations
 from transforms.deliver import ledger
 from transforms.deliver.store import Store
+from transforms.escalations import Escalations
 from transforms.seal_dead_letters import Sealer
 
 NOW_US = 1_790_000_000_000_000

@@ -13,7 +13,8 @@ from schemas.tables import Kind
 from schemas.yaml_lines import read_model
 from tests.canonical import COMMIT_US, at, rows_of
 from tests.stream.gathering import Delivery, Story
-from transforms.classify_lanes import Classifier, Escalations
+from transforms.classify_lanes import Classifier
+from transforms.escalations import Escalations
 
 FOLDER = pathlib.Path(__file__).parents[1] / "golden"
 HOUR_US = 3_600_000_000

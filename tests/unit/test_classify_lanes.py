@@ -20,7 +20,8 @@ from schemas.emergency_rules import (
 )
 from schemas.entities import TABLES
 from tests.canonical import COMMIT_US, at, rows_of
-from transforms.classify_lanes import Classified, Classifier, Escalations
+from transforms.classify_lanes import Classified, Classifier
+from transforms.escalations import Escalations
 
 RULES = load_rules()
 HOUR_US = 3_600_000_000

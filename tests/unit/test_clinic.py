@@ -19,7 +19,8 @@ from schemas.batches import Op
 from schemas.emergency_rules import load_rules
 from schemas.mappings import load_mapping
 from tests.raw_changes import raw_batch, raw_of
-from transforms.classify_lanes import Classifier, Escalations
+from transforms.classify_lanes import Classifier
+from transforms.escalations import Escalations
 from transforms.harmonise import Harmonised, Harmoniser
 
 NOON = int(datetime.datetime(2026, 11, 23, 4, tzinfo=datetime.UTC).timestamp()) * 1_000_000

@@ -24,7 +24,8 @@ from schemas.mappings import load_mapping
 from schemas.positions import START
 from tests.memory_store import MemoryStore
 from tests.said_rows import raw_changes
-from transforms.classify_lanes import Classifier, Escalations
+from transforms.classify_lanes import Classifier
+from transforms.escalations import Escalations
 from transforms.harmonise import Harmoniser
 from transforms.harmonise.gbk import for_gbk
 

@@ -24,7 +24,7 @@ NAMES = sorted(path.stem for path in PACKAGED.glob("*.yaml"))
 def columns_of(script: str, schema: str = "") -> dict[str, list[str]]:
     """Table to columns, as a script declares them."""
     tables = {}
-    text = re.sub(r"--.*", "", (EMBEDDED / script).read_text("utf-8"))
+    text = re.sub(r"--.*| IF NOT EXISTS", "", (EMBEDDED / script).read_text("utf-8"))
     for name, body in re.findall(r"CREATE TABLE ([\w.]+) \((.*?)\)[^();]*;", text, re.S):
         body = re.sub(r"(PRIMARY )?KEY \(.*?\)|\(\d+(, ?\d+)?\)", "", body)
         tables[schema + name] = [part.split()[0] for part in body.split(",") if part.split()]

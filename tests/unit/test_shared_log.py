@@ -13,7 +13,7 @@ from tests.raw_changes import COMMIT_US, hospital_batch
 from transforms.capture import shared_log as module
 from transforms.capture.interpret import Interpreted, Interpreter
 from transforms.capture.shared_log import SharedLog, Stretch
-from transforms.classify_lanes import Escalations
+from transforms.escalations import Escalations
 
 MAPPING = str(PACKAGED / "postgresql_his.yaml")
 RULES = str(PACKAGED.parent / "rules" / "default.yaml")

@@ -15,7 +15,8 @@ from schemas.links import LinkSettings
 from schemas.mappings import CampusMapping
 from schemas.positions import Position
 from transforms.checksum import with_digests
-from transforms.classify_lanes import Change, Classifier, Escalations
+from transforms.classify_lanes import Classifier
+from transforms.escalations import Change, Escalations
 from transforms.harmonise import Harmoniser
 from transforms.harmonise.lookups import Lookups
 from transforms.turns import SMALL_ROWS

@@ -9,7 +9,7 @@ from schemas.positions import START
 from transforms.capture.interpret import Interpreter
 from transforms.capture.pgoutput import PgOutputDecoder
 from transforms.capture.prepare import Preparer
-from transforms.classify_lanes import Escalations
+from transforms.escalations import Escalations
 
 _OID = 1
 

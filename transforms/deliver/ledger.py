@@ -12,8 +12,8 @@ from schemas.entities import TABLES
 from schemas.errors import CampusSyncError
 from schemas.positions import SEQ_END, START, Position
 from schemas.receipts import Counts
-from transforms.classify_lanes import Escalations
 from transforms.deliver import store_schema
+from transforms.escalations import Escalations
 
 _PATIENCE = {"connect_timeout": 5}  # Seconds, where the connection string names none.
 

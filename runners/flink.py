@@ -25,7 +25,8 @@ from apache_beam.runners.portability.portable_runner import PortableRunner
 
 from runners import flink_cluster, jars, safe_log
 from runners.flink_job import ENDED, FlinkJob, State, error_class
-from runners.job_server import LOCAL, EngineError, FlinkJobServer, find_java
+from runners.java import find_java
+from runners.job_server import LOCAL, EngineError, FlinkJobServer
 from runners.options import SyncOptions
 from runners.pulse import read_at_pulse
 from runners.workers import WorkerPool
@@ -89,7 +90,7 @@ class _Supervisor:
     def run(self) -> Outcome:
         self._check()
         class_path = jars.fetch_jars(self._sync.maven_repository)
-        find_java(self._sync.java)
+        find_java("Flink", self._sync.java)
         failures = 0
         while True:
             self._attempt += 1
@@ -240,7 +241,7 @@ def run_on_flink(
       DONE or STOPPED; either way no process is left.
 
     Raises:
-      EngineError: no Java, or more than `--restarts_max` failures in a row.
+      EngineError: more than `--restarts_max` failures in a row. JavaMissing: no Java.
       JarsError: the engine's libraries cannot be had.
     """
     with _logging_to(work_dir / "job.log"), _stopped_by_signals(stop) as event:

@@ -1,11 +1,9 @@
-"""Beam's job server for Flink: a JVM of our own, and the Java that it runs on."""
+"""Beam's job server for Flink, in a JVM of our own."""
 
 import collections.abc
 import os
 import pathlib
-import re
 import shutil
-import subprocess
 import time
 
 import grpc
@@ -13,9 +11,9 @@ from apache_beam.portability.api import beam_job_api_pb2_grpc
 from apache_beam.utils.subprocess_server import pick_port
 
 from runners import processes
+from runners.java import find_java
 from schemas.errors import CampusSyncError
 
-JAVA_VERSIONS = (11, 17)  # What Flink 1.19 runs on; tested with 17.
 _MAIN_CLASS = "org.apache.beam.runners.flink.FlinkJobServerDriver"
 OPENED = (  # To reflection, which Flink's serialisers use.
     "java.lang",
@@ -34,29 +32,6 @@ _MESSAGE_BYTES_MAX = 2**31 - 1
 
 class EngineError(CampusSyncError):
     """The engine cannot run the pipeline; the text says what to do and names the log."""
-
-
-def find_java(java: str | None = None) -> str:
-    """Returns the path of a Java that Flink runs on: `java`, $JAVA_HOME's, or the PATH's.
-
-    Raises:
-      EngineError: there is none, or it is of another version.
-    """
-    home = os.environ.get("JAVA_HOME")
-    wanted = java or (os.path.join(home, "bin", "java") if home else "java")
-    path = shutil.which(wanted)
-    remedy = (
-        "Remedy: install Java 17 (Debian: `apt-get install openjdk-17-jre-headless`; RHEL: "
-        "`dnf install java-17-openjdk-headless`) and name it by --java or JAVA_HOME."
-    )
-    if path is None:
-        raise EngineError(f"Flink needs Java 17 and `{wanted}` is not there. {remedy}")
-    answer = subprocess.run([path, "-version"], capture_output=True, text=True, timeout=30)
-    found = re.search(r'version "(?:1\.)?(\d+)', answer.stderr + answer.stdout)
-    version = int(found[1]) if found else 0
-    if version not in JAVA_VERSIONS:
-        raise EngineError(f"Flink needs Java 17 and {path} is version {version or '?'}. {remedy}")
-    return path
 
 
 class FlinkJobServer(processes.Child):
@@ -89,9 +64,9 @@ class FlinkJobServer(processes.Child):
         """Starts the JVM without waiting for it.
 
         Raises:
-          EngineError: there is no fitting Java.
+          JavaMissing: there is no fitting Java.
         """
-        java = find_java(self._java)
+        java = find_java("Flink", self._java)
         port, artifact_port, expansion_port = pick_port(None, None, None)
         self.endpoint = f"127.0.0.1:{port}"
         scratch = self._work_dir / "flink.tmp"
@@ -129,7 +104,7 @@ class FlinkJobServer(processes.Child):
         """Returns when the job server answers.
 
         Raises:
-          EngineError: no fitting Java, or it does not come up.
+          EngineError: it does not come up. JavaMissing: no fitting Java.
         """
         if self._process is None:
             self.launch()

@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-import shutil
 import signal
 import socket
 import subprocess
@@ -11,11 +10,11 @@ import time
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from runners.embedded.binaries import ServerError
 from runners.embedded.ports import free_ports
 from runners.embedded.process_tree import identify, kill_tree, send, wait_gone
 from runners.embedded.server import HOST, EmbeddedServer
 from runners.jars import fetch_jars, read_lock
+from runners.java import find_java
 
 LOCK_FILE = pathlib.Path(__file__).parents[1] / "kafka.lock"
 _CLUSTER = "Y2FtcHVzLXN5bmMtdGVzdA"  # A cluster's id is 16 bytes in base64; ours says what it is.
@@ -135,7 +134,7 @@ class KafkaServer(EmbeddedServer):
             time.sleep(_POLL_S)
 
     def _spawn(self) -> None:
-        java, jars = _java(), fetch_jars(jars=read_lock(LOCK_FILE), what="Kafka")
+        java, jars = find_java("Kafka"), fetch_jars(jars=read_lock(LOCK_FILE), what="Kafka")
         ports = free_ports(HOST, bytes(self.directory))
         port = self._state().get("port") or self._wanted_port or next(ports)
         controller = next(candidate for candidate in ports if candidate != port)
@@ -178,11 +177,3 @@ class KafkaServer(EmbeddedServer):
             return bool(self.admin().list_topics(timeout=2).brokers)
         except (OSError, KafkaException):
             return False
-
-
-def _java() -> str:
-    home = os.environ.get("JAVA_HOME")
-    found = shutil.which(f"{home}/bin/java") if home else shutil.which("java")
-    if found is None:
-        raise ServerError("No Java was found. Remedy: install Java 17, or set JAVA_HOME.")
-    return found

@@ -18,7 +18,8 @@ from apache_beam.utils.subprocess_server import pick_port
 
 from runners.flink_job import error_class
 from runners.jars import fetch_jars
-from runners.job_server import OPENED, EngineError, find_java
+from runners.java import JavaMissing, find_java
+from runners.job_server import OPENED
 from runners.processes import spawn, stop
 from tests.e2e.flink_job import ledger_of
 
@@ -238,7 +239,7 @@ taskmanager.numberOfTaskSlots: 1
         "memory.jvm-overhead.max": "128m",
     }
     java = [
-        find_java(),
+        find_java("Flink"),
         "-Xmx500m",
         *(f"--add-opens=java.base/{package}=ALL-UNNAMED" for package in OPENED),
         *("-cp", os.pathsep.join(map(str, fetch_jars()))),
@@ -284,19 +285,19 @@ def test_a_cluster_that_is_not_there_is_named(start):
 
 def test_java_is_looked_for_and_its_version_checked(tmp_path, monkeypatch):
     monkeypatch.delenv("JAVA_HOME", raising=False)
-    assert find_java()
+    assert find_java("Flink")
     old = tmp_path / "java"
     old.write_text("#!/bin/sh\necho 'openjdk version \"1.8.0_402\"' >&2\n")
     old.chmod(old.stat().st_mode | stat.S_IXUSR)
-    with pytest.raises(EngineError, match=r"is version 8.*install Java 17"):
-        find_java(str(old))
-    with pytest.raises(EngineError, match=r"is not there.*install Java 17"):
-        find_java(str(tmp_path / "none"))
+    with pytest.raises(JavaMissing, match=r"is version 8.*install Java 17"):
+        find_java("Flink", str(old))
+    with pytest.raises(JavaMissing, match=r"is not there.*install Java 17"):
+        find_java("Flink", str(tmp_path / "none"))
     (tmp_path / "bin").mkdir()
     old.rename(tmp_path / "bin" / "java")
     monkeypatch.setenv("JAVA_HOME", str(tmp_path))
-    with pytest.raises(EngineError, match="is version 8"):
-        find_java()
+    with pytest.raises(JavaMissing, match="is version 8"):
+        find_java("Flink")
 
 
 @pytest.mark.parametrize(

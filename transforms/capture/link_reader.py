@@ -37,7 +37,7 @@ _BACKOFF_MIN_S, _BACKOFF_MAX_S = 0.2, 15.0
 # Trickling changes are gathered: a batch costs nearly the same for one row or a hundred. The
 # pause grows with what a batch costs now, so that many links share a busy machine; the first
 # change after a quiet moment never waits.
-_PAUSE_MIN_S, _PAUSE_MAX_S, _PAUSE_FACTOR = 0.005, 0.25, 10
+_PAUSE_MIN_S, _PAUSE_MAX_S, _PAUSE_FACTOR = 0.005, 0.25, 5
 # An emergency changes threads some ten times on its way to the store, and at each change waits
 # for its turn behind whatever computes: turns are short, by Python's default they are 5 ms.
 _TURN_S = 0.0005

@@ -33,6 +33,7 @@ def build(
     links: Sequence[LinkSettings],
     primary_dsn: str,
     incarnation: str,
+    lag_hold_s: float = 0.0,
 ) -> Outputs:
     """Wires all links; each is a branch of its own, so that none waits for another.
 
@@ -41,10 +42,11 @@ def build(
       primary_dsn: the store that keeps the lag windows.
       incarnation: names this start of the pipeline, so that its lag windows replace only
         their own (TRAPS: a window may fire twice).
+      lag_hold_s: as `MeasureLag` has it.
     """
     receipts = [receipt for link in links for receipt in carry(root, link)]
     flat = receipts | "Receipts" >> beam.Flatten()
-    lag = flat | "MeasureLag" >> MeasureLag()
+    lag = tuple(receipts) | "MeasureLag" >> MeasureLag(hold_s=lag_hold_s)
     lag | "WriteLag" >> WriteLag(primary_dsn, incarnation)
     return Outputs(flat, lag)
 

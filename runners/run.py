@@ -25,6 +25,8 @@ from schemas.config import PRIMARY, Config, load
 from schemas.errors import ConfigError
 from transforms.deliver import ledger, store_schema
 
+_LAG_HOLD_S = 2.0
+
 
 def run(options: argparse.Namespace) -> int:
     """Carries changes until stopped: preflight, then the engine, supervised."""
@@ -63,7 +65,9 @@ def build_sync(
 ) -> None:
     """Wires the configured links into `root`; each call is a start of its own."""
     links = [config.settings(link, one_worker) for link in config.links()]
-    sync.build(root, links, config.stores[PRIMARY].dsn, incarnation(work_dir))
+    # One worker's pulses make bundles for ever, so that what is held leaves with the next.
+    hold_s = _LAG_HOLD_S if one_worker else 0.0
+    sync.build(root, links, config.stores[PRIMARY].dsn, incarnation(work_dir), hold_s)
 
 
 def incarnation(work_dir: pathlib.Path) -> str:

@@ -115,9 +115,12 @@ class Retention(_Model):
 Limits = pydantic.create_model(
     "Limits",
     __base__=_Model,
-    __doc__="`schemas.links.Limits` as the file gives it: each above zero, by default as there.",
+    __doc__="`schemas.links.Limits` as the file gives it: above zero, or 0 where the default is.",
     **{
-        field.name: (typing.Annotated[field.type, pydantic.Field(gt=0)], field.default)
+        field.name: (
+            typing.Annotated[field.type, pydantic.Field(**{"gt" if field.default else "ge": 0})],
+            field.default,
+        )
         for field in dataclasses.fields(LinkLimits)
     },
 )

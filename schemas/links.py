@@ -13,7 +13,8 @@ class Limits:
       spool_memory_bytes, spool_disk_bytes: what is read ahead of delivery, in memory
         and then sealed on disk; beyond both the reader stops reading.
       gather_s: how long routine changes are gathered before they leave the spool.
-      window_s, early_rows, early_s: the routine lane's event-time windows and early panes.
+      window_s, early_rows, early_s: the routine lane's event-time windows and early panes; with
+        an `early_s` of 0 what the reader has gathered is a pane.
       heartbeat_s: how often an idle source moves its ledger, watermark and slot.
       resend_emergency_s, resend_routine_s: how long a lane's ledger may stand still with
         changes in flight before they are sent again.
@@ -27,7 +28,7 @@ class Limits:
     gather_s: float = 0.4
     window_s: int = 60
     early_rows: int = 50_000
-    early_s: float = 0.1
+    early_s: float = 0.0
     heartbeat_s: float = 1.0
     resend_emergency_s: float = 2.0
     resend_routine_s: float = 20.0

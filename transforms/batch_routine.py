@@ -74,11 +74,13 @@ class PanePolicy:
     Attributes:
       window_us: length of an event-time window; windows are aligned to 1970.
       early_rows, early_bytes: what fills a pane before its window ends.
+      at_once: whether a batch that nothing waits for is a pane.
     """
 
     window_us: int
     early_rows: int
     early_bytes: int
+    at_once: bool = False
 
     def window_of(self, commit_us: int) -> tuple[int, int]:
         """Returns start (inclusive) and end (exclusive) of the window of a commit."""
@@ -98,6 +100,8 @@ class PanePolicy:
         _, end_us = self.window_of(commit_us)
         if end_us <= closed_us:
             return Step.LATE, waiting
+        if self.at_once and not waiting.count:
+            return Step.PASS, Waiting(closed_us=closed_us)
         rows, nbytes = waiting.rows + rows, waiting.nbytes + nbytes
         if rows >= self.early_rows or nbytes >= self.early_bytes:
             step = Step.FLUSH if waiting.count else Step.PASS
@@ -270,7 +274,8 @@ class BatchRoutine(beam.PTransform):
 
     Every batch that enters leaves exactly once a bundle that succeeds; none is dropped,
     however late, and none waits for more. Per link, a pane leaves
-      * early, when `early_rows` or `early_bytes` wait, or `early_s` after the first of them;
+      * early, when `early_rows` or `early_bytes` wait, or `early_s` after the first of them; with
+        an `early_s` of 0 at once, which is right where batches come gathered;
       * on time, when the watermark passes the end of its window;
       * late, at once and alone, where the watermark had passed before. Batches that the
         reader sends again are late in this sense too: the store counts them as duplicates.
@@ -295,12 +300,13 @@ class BatchRoutine(beam.PTransform):
             "window_s": window_s,
             "early_rows": early_rows,
             "early_bytes": early_bytes,
-            "early_s": early_s,
         }
         for name, value in limits.items():
             if not value > 0:
                 raise ValueError(f"{name} must be above 0, is {value}")
-        self._policy = PanePolicy(round(window_s * 1e6), early_rows, early_bytes)
+        if early_s < 0:
+            raise ValueError(f"early_s must not be below 0, is {early_s}")
+        self._policy = PanePolicy(round(window_s * 1e6), early_rows, early_bytes, not early_s)
         self._early_us = round(early_s * 1e6)
         self._now_us = now_us
 

@@ -9,6 +9,7 @@ from apache_beam import coders
 from apache_beam.metrics import Metrics
 from apache_beam.transforms.timeutil import TimeDomain
 from apache_beam.transforms.userstate import CombiningValueStateSpec, TimerSpec, on_timer
+from apache_beam.transforms.window import GlobalWindows
 from apache_beam.utils.timestamp import Timestamp
 
 from schemas import receipts_wire  # noqa: F401  Registers the receipts' coder.
@@ -162,6 +163,28 @@ _CLOSE = TimerSpec("close", TimeDomain.REAL_TIME)
 _CLOSE_TIMER = beam.DoFn.TimerParam(_CLOSE)
 
 
+class GatherReceipts(beam.DoFn):
+    """Holds receipts over bundles, so that few elements travel; what a worker that dies had in
+    hand is not measured."""
+
+    def __init__(self, hold_us: int, now_us: Callable[[], int]):
+        self._hold_us, self._now_us = hold_us, now_us
+        self._held: dict[str, list[Receipt]] = {}
+        self._sent_us = 0
+
+    def process(self, receipt: Receipt):
+        if receipt.applied:
+            self._held.setdefault(_key_of(receipt), []).append(receipt)
+
+    def finish_bundle(self):
+        now_us = self._now_us()
+        if self._held and now_us - self._sent_us >= self._hold_us:
+            self._sent_us = now_us
+            held, self._held = self._held, {}
+            for element in held.items():
+                yield GlobalWindows.windowed_value(element, Timestamp(micros=now_us))
+
+
 class _MeasureFn(beam.DoFn):
     """One key is one window of one link and lane."""
 
@@ -171,13 +194,14 @@ class _MeasureFn(beam.DoFn):
 
     def process(
         self,
-        element: tuple[str, Receipt],
+        element: tuple[str, list[Receipt]],
         measured=_MEASURED,
         pane=_PANE_TIMER,
         close=_CLOSE_TIMER,
     ):
         now_us = self._now_us()
-        measured.add(element[1])
+        for receipt in element[1]:
+            measured.add(receipt)
         # The pane is due at the next whole second: receipts in between do not put it off.
         early_us = round(EARLY_S * 1e6)
         pane.set(Timestamp(micros=(now_us // early_us + 1) * early_us))
@@ -194,7 +218,7 @@ class _MeasureFn(beam.DoFn):
 
 
 class MeasureLag(beam.PTransform):
-    """Turns PCollection[Receipt] into PCollection[LagWindow]: accumulating panes.
+    """Turns receipts, one PCollection or several, into accumulating panes of LagWindow.
 
     Windows are fixed, ten seconds of the time when rows became visible, per link and lane.
     A window with news fires at the next whole second with all that it has, so each pane
@@ -210,25 +234,36 @@ class MeasureLag(beam.PTransform):
 
     Args:
       now_us: microseconds since 1970, the runner's processing time; can be pickled.
+      hold_s: how long receipts are gathered before they travel. Above 0 the last ones leave with
+        a later bundle, so that the engine has to make one now and then, as a pulse does.
     """
 
-    def __init__(self, now_us: Callable[[], int] = wall_clock_us):
+    def __init__(self, now_us: Callable[[], int] = wall_clock_us, hold_s: float = 0.0):
         super().__init__()
-        self._now_us = now_us
+        self._now_us, self._hold_us = now_us, round(hold_s * 1e6)
 
     def expand(self, receipts):
+        parts = (receipts,) if isinstance(receipts, beam.PCollection) else receipts
+        # Before they are flattened, and so in the bundle that made them.
+        gathered = [
+            part
+            | f"Gather {i}"
+            >> beam.ParDo(GatherReceipts(self._hold_us, self._now_us)).with_output_types(
+                tuple[str, list[Receipt]]
+            )
+            for i, part in enumerate(parts)
+        ]
         return (
-            receipts
-            | "Applied" >> beam.Filter(lambda receipt: receipt.applied)
-            | "KeyByWindow" >> beam.Map(_keyed).with_output_types(tuple[str, Receipt])
-            | "Everlasting" >> beam.WindowInto(beam.window.GlobalWindows())
+            gathered
+            | "Flatten" >> beam.Flatten()
+            | "Everlasting" >> beam.WindowInto(GlobalWindows())
             | "Measure" >> beam.ParDo(_MeasureFn(self._now_us)).with_output_types(LagWindow)
         )
 
 
-def _keyed(receipt: Receipt) -> tuple[str, Receipt]:
+def _key_of(receipt: Receipt) -> str:
     width_us = WINDOW_S * 1_000_000
-    return _key(receipt.link, receipt.lane, receipt.visible_us // width_us * width_us), receipt
+    return _key(receipt.link, receipt.lane, receipt.visible_us // width_us * width_us)
 
 
 def _key(link: str, lane: Lane, window_start_us: int) -> str:

@@ -14,7 +14,7 @@ from apache_beam.transforms.window import TimestampedValue
 from schemas.batches import ChangeBatch
 from schemas.panes import RoutinePane, RoutinePaneCoder
 from tests.stream.gathering import LINK, Delivery, Story, batch_of, name_of
-from transforms.batch_routine import BatchRoutine
+from transforms.batch_routine import BatchRoutine, PanePolicy, Step, Waiting
 
 POLICY = {"window_s": 60, "early_rows": 100, "early_s": 5}
 DAY_S = 86_400
@@ -211,7 +211,15 @@ def test_state_travels_through_the_portable_interface(caplog):
 @pytest.mark.parametrize("name", ["window_s", "early_rows", "early_bytes", "early_s"])
 def test_a_limit_that_is_none_is_refused_when_built(name):
     with pytest.raises(ValueError, match=name):
-        BatchRoutine(**{name: 0})
+        BatchRoutine(**{name: -1 if name == "early_s" else 0})
+
+
+def test_batches_that_come_gathered_are_panes_at_once():
+    policy = PanePolicy(window_us=60_000_000, early_rows=100, early_bytes=1000, at_once=True)
+    step, after = policy.arrive(Waiting(), 61_000_000, 30_000_000, rows=1, nbytes=1)
+    assert (step, after.count) == (Step.PASS, 0)
+    step, after = policy.arrive(after, 62_000_000, 130_000_000, rows=1, nbytes=1)
+    assert step is Step.LATE
 
 
 def test_pane_survives_the_wire():

@@ -12,7 +12,7 @@ from apache_beam.transforms.window import TimestampedValue
 from schemas.batches import Lane
 from schemas.positions import Position
 from schemas.receipts import Counts, Receipt
-from transforms.measure_lag import LagWindow, MeasureLag
+from transforms.measure_lag import GatherReceipts, LagWindow, MeasureLag
 
 STREAMING = PipelineOptions(["--streaming", "--no_save_main_session"])
 NOW_S = 1000  # What the injected clock says; the runner's own processing time is advanced.
@@ -171,3 +171,18 @@ def test_lanes_never_mix(lane):
         .advance_watermark_to_infinity(),
         check,
     )
+
+
+def test_held_receipts_travel_together_and_none_is_lost():
+    clock = iter([5.0, 5.5, 6.9, 7.1, 7.2, 9.3])
+    gather = GatherReceipts(hold_us=2_000_000, now_us=lambda: round(next(clock) * 1e6))
+    sent = []
+    for visible_s in (1000, 1001, 1002, 1011, 1012, 1013):
+        gather.process(receipt(visible_s, 20, 1).value)
+        gather.process(receipt(visible_s, 20, 0, applied=False).value)
+        sent.append([element.value for element in gather.finish_bundle()])
+    assert [[len(receipts) for _, receipts in bundle] for bundle in sent] == [
+        [1], [], [], [2, 1], [], [2],
+    ]  # fmt: skip
+    found = [one.visible_us for bundle in sent for _, some in bundle for one in some]
+    assert found == [s * 1_000_000 for s in (1000, 1001, 1002, 1011, 1012, 1013)]

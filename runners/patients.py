@@ -116,7 +116,7 @@ def _show(config: Config, conn: psycopg.Connection, options: argparse.Namespace)
     if len(options.what) != 1:
         raise ConfigError("patients show: names no person. Remedy: give its id or CAMPUS/PATIENT.")
     if options.reveal:
-        _may_reveal(config, conn, options.json)
+        may_reveal(config, conn, options.json, "patients show --reveal")
     person = empi.person(conn, options.what[0])
     number = {(row[0], row[1]): i for i, row in enumerate(person.members, 1)}
     plain = {
@@ -163,18 +163,18 @@ def _show(config: Config, conn: psycopg.Connection, options: argparse.Namespace)
     return 0
 
 
-def _may_reveal(config: Config, conn: psycopg.Connection, as_json: bool) -> None:
+def may_reveal(config: Config, conn: psycopg.Connection, as_json: bool, verb: str) -> None:
     """Refuses who has not the key that opens what this store has sealed, as for dead letters."""
     if not as_json and not sys.stdout.isatty():
         raise ConfigError(
-            "patients show --reveal: prints a patient's data, and standard output is no terminal. "
+            f"{verb}: prints a patient's data, and standard output is no terminal. "
             "Remedy: run it in a terminal, or ask for --json and guard what you make of it."
         )
     key = Sealer(config.dead_letter_key).key_id
     known = empi.keys_in_use(conn)
     if known and key not in known:
         raise ConfigError(
-            f"patients show --reveal: dead_letter_key is key {key}, which sealed nothing here. "
+            f"{verb}: dead_letter_key is key {key}, which sealed nothing here. "
             "Remedy: point dead_letter_key to the key that the sync job uses."
         )
 

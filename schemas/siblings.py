@@ -86,14 +86,19 @@ class Record(typing.NamedTuple):
 UNSEEN = Record()
 
 
-def record_to_json(record: Record) -> str:
-    """Returns the canonical text of a record (as jsonb prints it): equal for equal records."""
+def record_to_plain(record: Record) -> dict[str, object]:
+    """Returns a record as what JSON can hold."""
     live = {
-        group: [_entry_to_plain(entries[dot]) for dot in sorted(entries)]
+        group: [entry_to_plain(entries[dot]) for dot in sorted(entries)]
         for group, entries in record.live.items()
         if entries
     }
-    return canonical_json({"seen": record.seen, "live": live})
+    return {"seen": dict(record.seen), "live": live}
+
+
+def record_to_json(record: Record) -> str:
+    """Returns the canonical text of a record (as jsonb prints it): equal for equal records."""
+    return canonical_json(record_to_plain(record))
 
 
 def record_from_json(text: str) -> Record:
@@ -105,7 +110,7 @@ def record_from_json(text: str) -> Record:
     try:
         found = json.loads(text)
         live = {
-            group: {entry.dot: entry for entry in map(_entry_from_plain, entries)}
+            group: {entry.dot: entry for entry in map(entry_from_plain, entries)}
             for group, entries in found["live"].items()
         }
         return Record(checked_vector(found["seen"]), live)
@@ -113,7 +118,8 @@ def record_from_json(text: str) -> Record:
         raise WireFormatError from None
 
 
-def _entry_to_plain(entry: Entry) -> dict[str, object]:
+def entry_to_plain(entry: Entry) -> dict[str, object]:
+    """Returns an entry as what JSON can hold."""
     plain = {"dot": list(entry.dot), **entry.stamp._asdict(), "values": dict(entry.values)}
     if entry.base is not None:
         plain["base"] = [entry.base.counter, dict(entry.base.values)]
@@ -122,7 +128,8 @@ def _entry_to_plain(entry: Entry) -> dict[str, object]:
     return plain
 
 
-def _entry_from_plain(plain: dict) -> Entry:
+def entry_from_plain(plain: dict) -> Entry:
+    """Returns the entry of it; raises KeyError, TypeError or ValueError where it is none."""
     stamp = {name: plain[name] for name in Stamp._fields}
     stamp |= {"lane": Lane(plain["lane"]), "distrusted": tuple(plain["distrusted"])}
     base = Base(plain["base"][0], plain["base"][1]) if "base" in plain else None

@@ -16,6 +16,7 @@ from schemas.batches import ChangeBatch, DeadLetter, Lane, ManifestEntry, Op, Re
 from schemas.entities import EMR_DOCUMENT, TABLES
 from schemas.errors import ConservationBroken, StoreUnavailable
 from schemas.positions import SEQ_END, START, Position
+from schemas.store_tables import STORE_TABLES
 from tests.canonical import COMMIT_US, rows_of
 from tests.deliveries import LINK, batch_of, lab_results, part_of, resealed
 from transforms.checksum import digest_rows
@@ -728,7 +729,7 @@ def test_the_schema_is_made_once_and_by_anybody(dsn, eye):
         store_schema.ensure(eye)
     assert store_schema.store_ddl() == store_schema.store_ddl()
     names = eye.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'consult'").fetchall()
-    assert {name for (name,) in names} == set(TABLES)
+    assert {name for (name,) in names} == {*TABLES, *STORE_TABLES}
     for table in TABLES.values():
         columns = eye.execute(
             "SELECT attname FROM pg_attribute WHERE attrelid = %s::regclass AND attnum > 0"

@@ -41,7 +41,8 @@ def as_of(dsn: str, path: pathlib.Path) -> None:
     """Makes a store as the program of that version made it, with a delivery of two rows in it."""
     with psycopg.connect(dsn) as conn:
         conn.execute(path.read_bytes())
-        conn.execute("INSERT INTO sync.schema_version (version) VALUES (1)")
+        version = int(path.stem.partition("_")[0])
+        conn.execute("INSERT INTO sync.schema_version (version) VALUES (%s)", (version,))
         conn.execute(
             "INSERT INTO sync.progress SELECT %s, 'routine', 7, %s, 2, 2, 0, 0, 0, 0, 0, 1, 1",
             (LINK, SEQ_END),

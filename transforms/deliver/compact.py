@@ -33,6 +33,12 @@ class Compacted:
     superseded: int
     duplicates: int
 
+    def part(self, places: np.ndarray) -> "Compacted":
+        """Returns some of the rows, in order; what was left out on the way stays with the whole."""
+        chosen = pa.array(places)
+        rows, base_id = self.rows.take(chosen), self.base_id.take(chosen)
+        return Compacted(rows, base_id, self.fresh[places], 0, 0)
+
 
 def every_column(table: Table) -> int:
     """Returns the `_unchanged` mask with the bit of every column."""

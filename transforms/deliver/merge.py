@@ -27,6 +27,7 @@ from transforms.deliver.copy_binary import (
     encode_rows,
     encode_text_array,
 )
+from transforms.deliver.join_source_rows import EDITED_NAMES, SourceRows
 from transforms.deliver.store_schema import SYNC_COLUMNS, constraint_name, quoted
 
 _WIRES = {
@@ -64,6 +65,9 @@ class Outcome(enum.IntEnum):
     DUPLICATE = 1
     SUPERSEDED = 2
     DEAD = 3
+
+
+_JOINED = {1: Outcome.DELIVERED, 0: Outcome.DUPLICATE, -1: Outcome.SUPERSEDED}
 
 
 class Refusal(typing.NamedTuple):
@@ -137,6 +141,8 @@ class _Statements:
     def __init__(self, table: Table):
         target, stage = f"consult.{table.name}", f"stage_{table.name}"
         names = ", ".join(_names(table))
+        # Should a client edit a row after it was looked for, the guess was wrong.
+        self._unedited = " AND t.version_vector IS NULL" if table.name in EDITED_NAMES else ""
         # In a store COPY is the fastest insert by far: pages are filled and logged whole.
         self.copy_target = f"COPY {target} ({names}) FROM STDIN (FORMAT binary)".encode()
         self.copy_stage = f"COPY {stage} ({names}, unchanged) FROM STDIN (FORMAT binary)".encode()
@@ -175,23 +181,21 @@ class _Statements:
             f"UPDATE {target} SET deleted = true, src_lsn = %(lsn)s, src_seq = 0,"
             " committed_at = to_timestamp(%(us)s / 1e6), hlc = %(hlc)s, lane = %(lane)s"
             " WHERE campus = %(campus)s AND src_table = %(src_table)s"
-            " AND src_lsn < %(lsn)s AND NOT deleted"
+            " AND src_lsn < %(lsn)s AND NOT deleted" + self._unedited.replace("t.", "")
         )
 
-    @staticmethod
-    def _update(target: str, stage: str, assignments: list[str]) -> str:
+    def _update(self, target: str, stage: str, assignments: list[str]) -> str:
         return (
             f"UPDATE {target} AS t SET {', '.join(assignments)} FROM {stage} AS s"
             " WHERE t.record_id = s.record_id AND t.campus = s.campus"
-            " AND (t.src_lsn, t.src_seq) < (s.src_lsn, s.src_seq)"
+            " AND (t.src_lsn, t.src_seq) < (s.src_lsn, s.src_seq)" + self._unedited
         )
 
-    @staticmethod
-    def _upsert(put: str, names: Sequence[str]) -> str:
+    def _upsert(self, put: str, names: Sequence[str]) -> str:
         return (
             f"{put} ON CONFLICT (record_id, campus) DO UPDATE"
             f" SET {', '.join(f'{name} = excluded.{name}' for name in names)}"
-            " WHERE (t.src_lsn, t.src_seq) < (excluded.src_lsn, excluded.src_seq)"
+            f" WHERE (t.src_lsn, t.src_seq) < (excluded.src_lsn, excluded.src_seq){self._unedited}"
             " RETURNING t.record_id"
         )
 
@@ -256,6 +260,7 @@ class TableMerger:
         self._sql = _statements(table)
         self._look_merges = 0
         self._staged = False
+        self._sources = SourceRows(conn, table, campus) if table.name in EDITED_NAMES else None
         conn.execute(self._sql.create_stage)
 
     def begin(self) -> None:
@@ -266,12 +271,61 @@ class TableMerger:
         """Writes every row that is newer than the store's; must be in a transaction.
 
         A row that the server refuses for its content, or whose unchanged values are
-        nowhere, becomes a refusal; all others are written.
+        nowhere, becomes a refusal; all others are written. Where clients have edited the
+        record, the row is joined with their edits (ADR 0019).
 
         Raises:
           ContendedError: to be tried again from the start of the transaction.
           psycopg.Error: anything but a row's content; the transaction is lost.
         """
+        edited = self._sources and self._sources.edited(compacted.rows["record_id"])
+        if edited is None:
+            return self._merge(compacted)
+        outcomes = np.full(compacted.rows.num_rows, Outcome.DEAD, np.uint8)
+        refusals = []
+        plain = np.flatnonzero(~edited)
+        if len(plain):
+            merged = self._merge(compacted.part(plain))
+            outcomes[plain] = merged.outcomes
+            refusals += [
+                refusal._replace(row=int(plain[refusal.row])) for refusal in merged.refusals
+            ]
+        self._join(compacted.rows, np.flatnonzero(edited), outcomes, refusals)
+        return Merged(outcomes, tuple(refusals))
+
+    def _join(
+        self,
+        rows: pa.RecordBatch,
+        places: np.ndarray,
+        outcomes: np.ndarray,
+        refusals: list[Refusal],
+    ) -> None:
+        """Joins rows with edited records; where the server refuses one, one by one."""
+        chosen = rows.take(pa.array(places))
+        hlcs = hlc_of(chosen["_commit_us"].to_numpy()).tolist()
+        values = [_texts(chosen[name]) for name in self._table.by_name]
+        try:
+            with self._conn.transaction():
+                found = self._sources.join(chosen, hlcs, values)
+        except psycopg.errors.UniqueViolation:
+            raise ContendedError from None
+        except psycopg.Error as error:
+            if not is_data(error):
+                raise
+            if len(places) > 1:
+                for place in places:
+                    self._join(rows, np.array([place]), outcomes, refusals)
+                return
+            refusals.append(self._refusal(error, int(places[0])))
+            return
+        for place, newer in zip(places.tolist(), found, strict=True):
+            if newer is None:
+                refusals.append(Refusal(place, "no_base_row", ""))
+            else:
+                outcomes[place] = _JOINED[newer]
+
+    def _merge(self, compacted: Compacted) -> Merged:
+        """Writes rows of records that no client has edited."""
         outcomes = np.full(compacted.rows.num_rows, Outcome.DEAD, np.uint8)
         ready, orphans = self._with_base(compacted, outcomes)
         if self._look_merges == 0:
@@ -295,6 +349,8 @@ class TableMerger:
         """Whether `express` can write these rows: few, with nothing about them to be found out."""
         rows = compacted.rows
         if rows.num_rows > EXPRESS_ROWS_MAX:
+            return False
+        if self._sources and self._sources.edited(rows["record_id"]) is not None:
             return False
         unknown = rows["_unchanged"].to_numpy() != 0
         undigested = rows["_digest"].is_null().to_numpy(zero_copy_only=False)
@@ -345,6 +401,8 @@ class TableMerger:
         ids = [row[0] for cursor in sent for row in cursor.fetchall()]
         written = pc.is_in(rows["record_id"], pa.array(ids, pa.utf8()))
         written = written.to_numpy(zero_copy_only=False)
+        if (found.older & ~written).any():  # But where a client edited it just now.
+            raise ExpressRefused
         return np.where(written, np.uint8(Outcome.DELIVERED), found.outcomes)
 
     def sweep(self, src_table: str, lsn: int, commit_us: int) -> int:
@@ -357,7 +415,10 @@ class TableMerger:
             "campus": self._campus,
             "src_table": src_table,
         }
-        return self._conn.execute(self._sql.sweep, arguments).rowcount
+        swept = self._conn.execute(self._sql.sweep, arguments).rowcount
+        if self._sources:
+            swept += self._sources.sweep(src_table, lsn, arguments["hlc"])
+        return swept
 
     def _look_and_write(self, ready: "_Ready", outcomes: np.ndarray, refusals: list) -> None:
         """Writes by stored positions; halves what the server refuses until it is one row."""

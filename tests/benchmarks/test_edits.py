@@ -1,0 +1,92 @@
+"""What it costs that clients may edit: the sync's own writes, an edit, its way to another store."""
+
+import itertools
+import time
+
+import pytest
+
+from runners.embedded.postgres import PostgresServer
+from schemas.batches import Lane, Op
+from schemas.positions import SEQ_END, START, Position
+from tests.benchmarks.test_deliver import SETTINGS, cpu_s
+from tests.canonical import COMMIT_US, rows_of
+from tests.deliveries import LINK, batch_of
+from tests.edited_stores import PLAN, EditedStore
+from transforms.deliver.store import Store
+
+ROWS, BATCHES, EDITS = 10_000, 4, 2_000
+_names = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with PostgresServer(tmp_path_factory.mktemp("edits") / "store", settings=SETTINGS) as made:
+        yield made
+
+
+@pytest.mark.parametrize("op", [Op.INSERT, Op.UPDATE], ids=["insert", "update"])
+@pytest.mark.parametrize("trigger", [False, True], ids=["without trigger", "with trigger"])
+def test_rows_of_a_source(benchmark, server, op, trigger):
+    """Patients, whom nobody has edited, by 10,000 rows a transaction."""
+    store = Store(
+        server.create_database(f"source_{next(_names)}"), LINK, "main", None, lambda: COMMIT_US
+    )
+    store.apply([batch_of({}, START, Position(1, SEQ_END))], Lane.ROUTINE)
+    if not trigger:
+        store._conn.execute("DROP TRIGGER campus_sync_edit ON consult.patient")
+    batches = []
+    for lsn, kind in ((2, Op.INSERT), (100, op)) if op is Op.UPDATE else ((2, op),):
+        for i in range(BATCHES):
+            rows = rows_of(
+                "patient",
+                [
+                    {"record_id": str(i * ROWS + n), "name": "某某", "phone": "13800000000",
+                     "_op": kind, "_lsn": lsn + i, "_seq": n + 1}
+                    for n in range(ROWS)
+                ],
+            )  # fmt: skip
+            begin = batches[-1].end if batches else Position(1, SEQ_END)
+            batches.append(batch_of({"patient": rows}, begin))
+    for batch in batches[:-BATCHES]:
+        store.apply([batch], Lane.ROUTINE)
+    left, pid = iter(batches[-BATCHES:]), store._conn.info.backend_pid
+    before_s = cpu_s(pid)
+    benchmark.pedantic(
+        lambda batch: store.apply([batch], Lane.ROUTINE),
+        setup=lambda: ((next(left),), {}),
+        rounds=BATCHES,
+    )
+    used_s = cpu_s(pid) - before_s
+    benchmark.extra_info["backend_cpu_s_per_million_rows"] = round(
+        used_s / (ROWS * BATCHES) * 1e6, 2
+    )
+    store.close()
+
+
+def test_edits_on_their_way(benchmark, server):
+    """A client's edits one by one, taken in, pulled by another store; rates a second."""
+    a = EditedStore("primary", server.create_database(f"edits_{next(_names)}"))
+    b = EditedStore("main", server.create_database(f"edits_{next(_names)}"))
+    pid = a.client.info.backend_pid
+    for name in ("edit", "fold", "pull"):
+        work = {
+            "edit": lambda: [a.insert(f"r{i}", title="t", content="文" * 80) for i in range(EDITS)],
+            "fold": a.fold,
+            "pull": lambda: b.pull(a),
+        }[name]
+        timed = benchmark if name == "pull" else _Timed()
+        timed.pedantic(work, rounds=1)
+        seconds = timed.stats.stats.mean if name == "pull" else timed.seconds
+        benchmark.extra_info[f"{name}_per_s"] = round(EDITS / seconds)
+    benchmark.extra_info["client_backend_cpu_us"] = round(cpu_s(pid) / EDITS * 1e6)
+    assert b.row("r7", "title") == ("t",)
+    assert b.own.execute(f"SELECT count(*) FROM consult.{PLAN}").fetchone() == (EDITS,)
+    a.close()
+    b.close()
+
+
+class _Timed:
+    def pedantic(self, work, rounds: int) -> None:
+        began = time.perf_counter()
+        work()
+        self.seconds = time.perf_counter() - began

@@ -110,7 +110,11 @@ _REFUSED = """\
 SELECT link, src_table, column_name, reason, count(*) FILTER (WHERE state = 'open'),
     count(*) FILTER (WHERE state = 'replayed')
 FROM sync.dead_letter GROUP BY 1, 2, 3, 4 ORDER BY 5 DESC, 1, 2, 3, 4"""
-_SNAPSHOTS = "SELECT link, state, reason, started_at, finished_at FROM sync.snapshot ORDER BY 4"
+_SNAPSHOTS = """\
+SELECT link, state, reason, started_at, finished_at, rows_read, rows_estimated,
+    coalesce((rows_read - resumed_rows) / nullif(extract(epoch FROM read_at - resumed_at), 0),
+        0)::float8, resumes
+FROM sync.snapshot ORDER BY started_at"""
 _HOLDS = "SELECT link, kind, src_table, state, noted_at FROM sync.hold ORDER BY noted_at"
 _INCIDENTS = """\
 SELECT link, kind, detail, state, opened_at, closed_at FROM sync.incident
@@ -209,8 +213,8 @@ def _ledger_facts(conn: psycopg.Connection, since_us: int) -> StoreFacts:
         for link, lane, *row in conn.execute(_LEDGERS)
     )
     snapshots = tuple(
-        Snapshot(link, state, reason, _us(started), None if done is None else _us(done))
-        for link, state, reason, started, done in conn.execute(_SNAPSHOTS)
+        Snapshot(link, state, why, _us(started), None if done is None else _us(done), *read)
+        for link, state, why, started, done, *read in conn.execute(_SNAPSHOTS)
     )
     incidents = tuple(
         Incident(*row, _us(opened), None if closed is None else _us(closed))

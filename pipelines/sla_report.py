@@ -35,6 +35,7 @@ from schemas.reports import (
     Measured,
     Pair,
     Report,
+    Snapshot,
     Tending,
 )
 from schemas.sketches import WINDOW_S, LagSketch, merge_all
@@ -46,12 +47,16 @@ _OPTIONS = "-c statement_timeout=30000 -c default_transaction_read_only=on -c ti
 
 @dataclasses.dataclass(frozen=True)
 class LinkView:
-    """One link now: its health, its ledgers by lane and its lag in the last minute."""
+    """One link now: its health, its ledgers by lane and its lag in the last minute.
+
+    `snapshot` is what it reads of its source's history, if it does.
+    """
 
     health: Health
     ledgers: dict[Lane, Conservation]
     lag: dict[Lane, LaneLag]
     dead_letters: int
+    snapshot: Snapshot | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +116,13 @@ class Observer:
                 part.open for part in (store.refused if store else ()) if part.link == link.name
             ]
             health = self._health(link, sources, stores, now_us)
-            links.append(LinkView(health, {part.lane: part for part in own}, lag, sum(dead)))
+            reading = [
+                part
+                for part in (store.snapshots if store else ())
+                if part.link == link.name and part.state == "running"
+            ]
+            ledgers = {part.lane: part for part in own}
+            links.append(LinkView(health, ledgers, lag, sum(dead), (reading or [None])[-1]))
         return View(
             now_us,
             tuple(links),

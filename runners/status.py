@@ -11,11 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines.sla_report import LinkView, Observer, View
-from runners.words import count, log_warnings, milliseconds, size
+from runners.words import count, log_warnings, milliseconds, percent, size, span
 from schemas.batches import Lane
 from schemas.clocks import wall_clock_us
 from schemas.config import load
-from schemas.reports import LaneLag, Risk, State, as_plain
+from schemas.reports import LaneLag, Risk, Snapshot, State, as_plain
 
 _EVERY_S = 1.0
 _RULES = 3  # As many as a line holds.
@@ -119,12 +119,27 @@ def _notes(view: View):
     ):
         links = [link.health.link for link in view.links if link.health.why == why]
         yield Text(f"{', '.join(links)}: {why}", "red")
+    for link in view.links:
+        if link.snapshot is not None:
+            yield Text(f"{link.health.link}: {_reading(link.snapshot)}", "magenta")
     for text, risk in log_warnings([link.health for link in view.links]):
         yield Text(text, "red" if risk is Risk.CRITICAL else "yellow")
     yield from _quality(view)
     for pair in view.pairs:
         if pair.waiting:
             yield Text(f"{pair.waiting} waits for emergencies that the other store has", "yellow")
+
+
+def _reading(snapshot: Snapshot) -> str:
+    """Says how far a source's history has been read, and how long the rest takes at that rate."""
+    words = f"reads history, {count(snapshot.rows_read)} rows"
+    if snapshot.rows_estimated is not None:
+        share = min(1.0, snapshot.rows_read / max(1, snapshot.rows_estimated))
+        words += f" of about {count(snapshot.rows_estimated)} ({percent(share)})"
+    words += f", {count(snapshot.rows_per_s)} rows/s"
+    if snapshot.seconds_left is not None:
+        words += f", {span(snapshot.seconds_left)} left"
+    return words + (f", gone on with {snapshot.resumes} times" if snapshot.resumes else "")
 
 
 def _quality(view: View):

@@ -15,6 +15,7 @@ class Limits:
       gather_s: how long routine changes are gathered before they leave the spool.
       window_s, early_rows, early_s: the routine lane's event-time windows and early panes; with
         an `early_s` of 0 what the reader has gathered is a pane.
+      snapshot_rows_s: how many rows a second a snapshot reads of its source; 0: as it can.
       heartbeat_s: how often an idle source moves its ledger, watermark and slot.
       resend_emergency_s, resend_routine_s: how long a lane's ledger may stand still with
         changes in flight before they are sent again.
@@ -29,9 +30,15 @@ class Limits:
     window_s: int = 60
     early_rows: int = 50_000
     early_s: float = 0.0
+    snapshot_rows_s: int = 0
     heartbeat_s: float = 1.0
     resend_emergency_s: float = 2.0
     resend_routine_s: float = 20.0
+
+    @property
+    def snapshot_batch_rows(self) -> int:
+        """Rows of one batch of a snapshot: of no more than a second, where it is throttled."""
+        return min(self.batch_rows, self.snapshot_rows_s or self.batch_rows)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -237,13 +237,29 @@ class Incident:
 
 @dataclasses.dataclass(frozen=True)
 class Snapshot:
-    """A full read of a source, and why it was taken."""
+    """A full read of a source, and why it was taken.
+
+    Attributes:
+      rows_read: so far, of about `rows_estimated`, None where nobody knows.
+      rows_per_s: since it was begun or last gone on with. resumes: how often it was gone on with.
+    """
 
     link: str
     state: str
     reason: str
     started_us: int
     finished_us: int | None
+    rows_read: int = 0
+    rows_estimated: int | None = None
+    rows_per_s: float = 0.0
+    resumes: int = 0
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Until all is read, at the rate so far; None: nobody knows."""
+        if self.rows_estimated is None or not self.rows_per_s:
+            return None
+        return max(0, self.rows_estimated - self.rows_read) / self.rows_per_s
 
 
 @dataclasses.dataclass(frozen=True)
@@ -529,7 +545,7 @@ def as_plain(value: typing.Any) -> typing.Any:
     """Returns dataclasses as dicts, with what their properties conclude, and tuples as lists."""
     if dataclasses.is_dataclass(value):
         plain = {f.name: as_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        for name in ("balanced", "equal", "fill", "met"):
+        for name in ("balanced", "equal", "fill", "met", "seconds_left"):
             if isinstance(getattr(type(value), name, None), property):
                 plain[name] = as_plain(getattr(value, name))
         return plain

@@ -17,6 +17,7 @@ from transforms.capture.debezium.source import DebeziumSource, SnapshotMissing
 from transforms.capture.debezium.topic import TopicState, place_of
 from transforms.capture.polled_stream import PolledStream
 from transforms.capture.slots import SlotState
+from transforms.capture.snapshot_part import WHOLE, Rest
 from transforms.capture.source_log import gaps
 
 _LOGGER = logging.getLogger(__name__)
@@ -26,6 +27,7 @@ _gaps = functools.partial(gaps, RetentionGap, TopicRecreated)
 
 class _Start(typing.NamedTuple):
     lsn: int
+    view_lsn: None = None
 
 
 class DebeziumLog:
@@ -36,6 +38,7 @@ class DebeziumLog:
     """
 
     sweeps_all = False  # A table that was empty, or not read, has no event that says which.
+    resumes = False
 
     def __init__(
         self,
@@ -94,7 +97,13 @@ class DebeziumLog:
             )
         yield _Start(found.position.lsn)
 
-    def snapshot(self, point: _Start) -> Iterator[RawChanges]:
+    def view(self, lsn: int) -> contextlib.AbstractContextManager[_Start]:
+        raise NotImplementedError("the connector takes its snapshot, and goes on with it")
+
+    def rows_estimated(self) -> None:
+        return None
+
+    def snapshot(self, point: _Start, rest: Rest = WHOLE) -> Iterator[RawChanges]:
         if point.lsn > START.lsn:
             yield RawChanges(START, Position(point.lsn, SEQ_END), 0, 0, {})
 

@@ -14,9 +14,10 @@ from schemas.links import LinkSettings
 from schemas.mappings import load_mapping
 from schemas.positions import START, Position
 from transforms.capture.interpret import Interpreter
-from transforms.capture.resume import Known, refuse_rewound, snapshot_reason
+from transforms.capture.resume import Known, can_resume, refuse_rewound, snapshot_reason
 from transforms.capture.shared_log import SharedLog, Stretch, shared_log
 from transforms.capture.slots import SlotState
+from transforms.capture.snapshot_reading import SnapshotReading
 from transforms.capture.source_log import GapFound, LogStream, source_log
 from transforms.capture.two_lanes import TwoLanes
 from transforms.capture.warm_up import warm_up
@@ -168,7 +169,7 @@ class LinkReader:
                     settings, self._mapping, escalations, lookups=self._lookups
                 )
             self._log.require_covered()
-            applied = self._lanes.read_to if self._joined else self._ledger.routine
+            applied = self._lanes.read_to if self._joined else self._ledger.log_from
             state = self._log.state(applied)
             if self._joined:
                 # It may have come back as an older copy of itself.
@@ -192,35 +193,34 @@ class LinkReader:
         progress = ledger.read(store, settings.name)
         for applied in (progress.routine, progress.emergency):
             refuse_rewound(applied or START, state.log_end_lsn)
-        reason = snapshot_reason(
-            Known(
-                ledger=progress.routine,
-                snapshot_lsn=progress.snapshot_lsn,
-                slot_exists=state.exists,
-                slot_lost=state.lost,
-                confirmed_lsn=state.confirmed_lsn,
-                log_end_lsn=state.log_end_lsn,
-                new_tables=not published.items() <= ledger.published(store, settings.name).items()
-                or (
-                    self._log.sweeps_all
-                    and not self._mapping.tables.keys() <= ledger.read_tables(store, settings.name)
-                ),
-            )
+        known = Known(
+            ledger=progress.routine,
+            snapshot_lsn=progress.snapshot_lsn,
+            slot_exists=state.exists,
+            slot_lost=state.lost,
+            confirmed_lsn=state.confirmed_lsn,
+            log_end_lsn=state.log_end_lsn,
+            new_tables=self._log.sweeps_all
+            and not self._mapping.tables.keys() <= ledger.read_tables(store, settings.name),
+            missed=not published.items() <= ledger.published(store, settings.name).items(),
         )
+        reason = snapshot_reason(known)
         self._lanes.start(progress)
         self._confirmed_lsn = state.confirmed_lsn
-        if reason is None:
+        reading = SnapshotReading(settings, self._log, store, self._monotonic)
+        if can_resume(known) and reading.find_rest(known.snapshot_lsn, self._lanes.read_to):
+            opened = reading.resume(self._lanes.read_to)
+        elif reason is not None:
+            opened = reading.begin(self._lanes.read_to, str(reason), published)
+        else:
             return
-        _LOGGER.warning("link %s: snapshot, reason %s", settings.name, reason)
-        with self._log.create(self._lanes.read_to) as point:
+        with opened as (point, parts):
             self._confirmed_lsn = point.lsn + 1
-            with store.transaction():
-                ledger.begin_snapshot(store, settings.name, point.lsn, str(reason))
-                ledger.note_published(store, settings.name, published)
-            for raw in self._log.snapshot(point):
+            for raw in parts:
                 self._take(raw)
                 yield
                 self._wait_for_room()
+                self._wait(reading.pause_s)
                 if self._stopping.is_set():
                     return
 
@@ -339,6 +339,12 @@ class LinkReader:
                 stream.acknowledge(self._acknowledgeable_lsn())
             self._check_abandoned()
             self._stopping.wait(0.05)
+
+    def _wait(self, seconds: float) -> None:
+        until = self._monotonic() + seconds
+        while (left := until - self._monotonic()) > 0 and not self._stopping.is_set():
+            self._check_abandoned()
+            self._stopping.wait(min(left, 0.5))
 
     def _check_abandoned(self) -> None:
         if self._monotonic() - self._asked_at > _ABANDONED_S:

@@ -18,6 +18,7 @@ from transforms.capture.mariadb.source import MariaDbSource
 from transforms.capture.mariadb.stream import BinlogStream
 from transforms.capture.polled_stream import PolledStream
 from transforms.capture.slots import SlotState
+from transforms.capture.snapshot_part import WHOLE, Rest, SnapshotChanges
 from transforms.capture.source_log import gaps
 from transforms.deliver import anchors, ledger
 
@@ -36,7 +37,7 @@ class MariadbLog:
     a new process too knows a log that was begun anew and has grown past that place.
     """
 
-    sweeps_all = True
+    sweeps_all = resumes = True
 
     def __init__(
         self,
@@ -74,8 +75,14 @@ class MariadbLog:
                 anchors.forget(store, self._settings.name)
             yield point
 
-    def snapshot(self, point: SnapshotPoint) -> Iterator[RawChanges]:
-        return self._source.snapshot(point)
+    def view(self, lsn: int) -> contextlib.AbstractContextManager[SnapshotPoint]:
+        return self._source.view(lsn)
+
+    def rows_estimated(self) -> int:
+        return self._source.rows_estimated()
+
+    def snapshot(self, point: SnapshotPoint, rest: Rest = WHOLE) -> Iterator[SnapshotChanges]:
+        return self._source.snapshot(point, self._settings.limits.snapshot_batch_rows, rest)
 
     def advance(self, lsn: int) -> None:
         """Does nothing: the log is deleted by age or size alone."""

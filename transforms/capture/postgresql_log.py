@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Callable, Iterator
 
-from schemas.batches import RawChanges
 from schemas.links import LinkSettings
 from schemas.mappings import CampusMapping
 from schemas.positions import Position
@@ -11,7 +10,8 @@ from transforms.capture import slots
 from transforms.capture.pgoutput import PgOutputDecoder
 from transforms.capture.replication import ReplicationStream, SlotInvalidated, SlotMissing
 from transforms.capture.slots import CreatedSlot, SlotState
-from transforms.capture.snapshot import snapshot
+from transforms.capture.snapshot import rows_estimated, snapshot
+from transforms.capture.snapshot_part import WHOLE, Rest, SnapshotChanges
 from transforms.capture.source_log import Reading, gaps
 from transforms.turns import turn
 
@@ -22,7 +22,7 @@ _TRICKLE_MESSAGES = 500
 class PostgresqlLog:
     """`SourceLog` over a logical replication slot of the link's own (ADR 0003)."""
 
-    sweeps_all = True
+    sweeps_all = resumes = True
 
     def __init__(
         self, settings: LinkSettings, mapping: CampusMapping, monotonic: Callable[[], float]
@@ -48,16 +48,23 @@ class PostgresqlLog:
         with slots.create(dsn, slot) as created:
             yield created
 
-    def snapshot(self, point: CreatedSlot) -> Iterator[RawChanges]:
+    def view(self, lsn: int) -> contextlib.AbstractContextManager[CreatedSlot]:
+        return slots.view(self._settings.source_dsn, self._settings.slot, lsn)
+
+    def rows_estimated(self) -> int:
+        return rows_estimated(self._settings.source_dsn, tuple(self._keys))
+
+    def snapshot(self, point: CreatedSlot, rest: Rest = WHOLE) -> Iterator[SnapshotChanges]:
         settings = self._settings
         return snapshot(
             settings.source_dsn,
             point,
             tuple(self._keys),
-            batch_rows=settings.limits.batch_rows,
+            batch_rows=settings.limits.snapshot_batch_rows,
             batch_bytes=settings.limits.batch_bytes,
             keys=self._keys,
             publication=settings.publication,
+            rest=rest,
         )
 
     def advance(self, lsn: int) -> None:

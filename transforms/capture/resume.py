@@ -33,6 +33,7 @@ class Known:
       confirmed_lsn: what the slot was advanced to, 0 if it does not exist.
       log_end_lsn: end of the source's log now.
       new_tables: whether the mapping has tables that no snapshot of the link has read.
+      missed: whether some of the mapped tables was not in the log all the time.
     """
 
     ledger: Position | None
@@ -42,6 +43,22 @@ class Known:
     confirmed_lsn: int
     log_end_lsn: int
     new_tables: bool = False
+    missed: bool = False
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the latest snapshot has not been applied to its end."""
+        if self.snapshot_lsn is None:
+            return False
+        return (self.ledger or START) < (self.snapshot_lsn, SEQ_END)
+
+
+def can_resume(known: Known) -> bool:
+    """Whether the latest snapshot broke off and all of the log behind it is there to follow it."""
+    if not known.interrupted or known.snapshot_lsn > known.log_end_lsn:
+        return False
+    whole = known.slot_exists and not known.slot_lost and not known.missed
+    return whole and known.confirmed_lsn <= known.snapshot_lsn + 1
 
 
 def refuse_rewound(applied: Position, log_end_lsn: int) -> None:
@@ -69,8 +86,7 @@ def snapshot_reason(known: Known) -> Reason | None:
         refuse_rewound(known.ledger, known.log_end_lsn)
     if known.ledger is None or known.ledger == START:
         return Reason.FIRST
-    interrupted = known.snapshot_lsn is not None and known.ledger < (known.snapshot_lsn, SEQ_END)
-    if interrupted:
+    if known.interrupted:
         return Reason.INTERRUPTED
     if not known.slot_exists:
         return Reason.SLOT_MISSING
@@ -79,4 +95,4 @@ def snapshot_reason(known: Known) -> Reason | None:
     if known.confirmed_lsn > known.ledger.acknowledgeable_lsn:
         return Reason.LEDGER_BEHIND
     # A table that joined the publication later: what it held before is in no stream.
-    return Reason.NEW_TABLES if known.new_tables else None
+    return Reason.NEW_TABLES if known.new_tables or known.missed else None

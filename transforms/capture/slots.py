@@ -62,12 +62,15 @@ class CreatedSlot:
         is one byte further: a commit may start right there and is then in the stream.
       snapshot: name of the exported snapshot.
       taken_us: the source's clock just after, microseconds since 1970.
+      view_lsn: of a later view of what the snapshot has left: it holds all transactions before
+        `lsn`, and of the later ones some up to this place. None: the snapshot is exact.
     """
 
     slot: str
     lsn: int
     snapshot: str
     taken_us: int
+    view_lsn: int | None = None
 
 
 _STATE = """
@@ -133,6 +136,27 @@ def create(dsn: str, slot: str) -> Iterator[CreatedSlot]:
                 "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
             ).fetchone()
         yield CreatedSlot(slot, parse_lsn(row[1]) - 1, row[2], now_us)
+
+
+_VIEW = """
+SELECT pg_export_snapshot(), (extract(epoch FROM clock_timestamp()) * 1000000)::bigint,
+  CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()
+    ELSE pg_current_wal_insert_lsn() END - '0/0'
+"""
+
+
+@contextlib.contextmanager
+def view(dsn: str, slot: str, lsn: int) -> Iterator[CreatedSlot]:
+    """Exports a view of the source as it is now, for what a snapshot at `lsn` has left.
+
+    Raises:
+      SourceUnavailable: no connection, or it was lost.
+    """
+    with _session(dsn) as connection:
+        connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        # The place is asked for within the view, and so is no earlier than anything in it.
+        name, now_us, end = connection.execute(_VIEW).fetchone()
+        yield CreatedSlot(slot, lsn, name, now_us, int(end))
 
 
 def drop(dsn: str, slot: str) -> None:

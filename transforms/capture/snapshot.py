@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import numba
@@ -11,15 +12,20 @@ import pyarrow as pa
 from psycopg import pq, sql
 from psycopg.conninfo import conninfo_to_dict
 
-from schemas.batches import Op, RawChanges, Reject
+from schemas.batches import Op, Reject
 from schemas.errors import CampusSyncError
 from schemas.positions import SEQ_END, Position
 from transforms.capture.columns import NULL, SLACK, Layout, Rows, record_batch
 from transforms.capture.replication import CopyReader, connect, start_copy, unavailable
 from transforms.capture.slots import CreatedSlot
+from transforms.capture.snapshot_part import WHOLE, Key, Rest, SnapshotChanges, nothing_left
 
 _WAIT_S = 5.0
 _BACKSLASH, _NULL_LETTER, _TAB, _NEWLINE = (ord(letter) for letter in "\\N\t\n")
+_ESCAPED = re.compile(rb"\\(.)", re.DOTALL)
+# Rows come in the order of the key's index, of which a chunk is a stretch: whatever statistics
+# say of a table that was just filled, nobody sorts it once for every chunk.
+_BY_INDEX = "SET LOCAL enable_sort = off; SET LOCAL enable_seqscan = off; SET LOCAL jit = off"
 # What PostgreSQL writes for a control character or a backslash: itself or a letter.
 _ESCAPES = np.arange(256, dtype=np.uint8)
 _ESCAPES[[ord(letter) for letter in "bfnrtv"]] = [ord(c) for c in "\b\f\n\r\t\v"]
@@ -42,13 +48,15 @@ def snapshot(
     batch_bytes: int,
     keys: Mapping[str, Sequence[str]] | None = None,
     publication: str | None = None,
-) -> Iterator[RawChanges]:
-    """Yields every row of the tables as `Op.SNAPSHOT`, in `RawChanges` that join on.
+    rest: Rest = WHOLE,
+) -> Iterator[SnapshotChanges]:
+    """Yields every row of the tables as `Op.SNAPSHOT`, in changes that join on.
 
     They go from (created.lsn, 0) to (created.lsn, SEQ_END), counting rows and, after each
-    table, one more for its sweep, which the table's last `RawChanges` carries: it may have
-    no rows. Rows have the source's time of the snapshot as commit time, and the columns and
-    texts that the stream has. Memory is bounded by one batch.
+    table, one more for its sweep, which the table's last changes carry: they may have no rows.
+    Rows have the source's time of the snapshot as commit time, and the columns and texts that
+    the stream has. A table is read in chunks by its primary key, or by what its replica
+    identity names; without either in one go. Memory is bounded by one batch.
 
     Args:
       created: from `slots.create`, still open when this starts.
@@ -56,22 +64,28 @@ def snapshot(
       batch_rows, batch_bytes: largest content of one `RawChanges`, unless one row is larger.
       keys: as for `PgOutputDecoder`; None: the replica identity, or under FULL the primary key.
       publication: whose column lists hold; None: all columns but generated ones.
+      rest: what an earlier reading has left; numbers go on behind those that it gave out.
 
     Raises:
-      SourceUnavailable: the connection is lost; only a new slot gives another snapshot.
+      SourceUnavailable: the connection is lost; `slots.view` gives another view of what is left.
       TableMissing, SnapshotTooLarge, TooManyColumns: as they say.
     """
     connection = connect(dsn)
     try:
         with contextlib.closing(connection):
-            _begin(connection, created, tables)
-            layouts = [_layout(connection, table, keys, publication) for table in tables]
-            seq = 0
-            for layout in layouts:
-                rows = _Rows(connection, layout, created, seq)
-                for changes in rows.read(batch_rows, batch_bytes):
-                    seq = changes.end.seq
-                    if changes.sweeps and layout is layouts[-1]:
+            left = rest.of(tables)
+            _begin(connection, created, left)
+            layouts = [_layout(connection, table, keys, publication) for table in left]
+            orders = [_order(connection, layout) for layout in layouts]
+            seq = rest.last_seq
+            if not layouts:
+                yield nothing_left(created.lsn, rest)
+            for layout, order in zip(layouts, orders, strict=True):
+                rows = _Rows(connection, layout, order, created, seq)
+                after = rest.after(layout.table, [name for name, _ in order])
+                for changes in rows.read(batch_rows, batch_bytes, after):
+                    seq = changes.last_seq
+                    if changes.ended and layout is layouts[-1]:
                         end = Position(created.lsn, SEQ_END)
                         changes = dataclasses.replace(changes, end=end)
                     yield changes
@@ -83,10 +97,31 @@ def snapshot(
         raise unavailable(conninfo_to_dict(dsn), error) from error
 
 
+def rows_estimated(dsn: str, tables: Collection[str]) -> int:
+    """Returns about how many rows the tables have, as the source's planner takes it.
+
+    Raises:
+      SourceUnavailable: no connection. TableMissing: one is not there, or may not be read.
+    """
+    found = 0
+    try:
+        with contextlib.closing(connect(dsn)) as connection:
+            for table in tables:
+                query = sql.SQL("EXPLAIN (FORMAT JSON) SELECT FROM {}").format(_name(table))
+                (plan,) = connection.execute(query).fetchone()
+                found += int(plan[0]["Plan"]["Plan Rows"])
+    except (psycopg.errors.InsufficientPrivilege, psycopg.errors.UndefinedTable) as error:
+        raise TableMissing(f"a table of {', '.join(tables)} cannot be read.") from error
+    except psycopg.OperationalError as error:
+        raise unavailable(conninfo_to_dict(dsn), error) from error
+    return found
+
+
 def _begin(connection: psycopg.Connection, created: CreatedSlot, tables: Collection[str]) -> None:
     """Enters the snapshot; the locks keep every table from being truncated or rewritten."""
     connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
     connection.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(created.snapshot)))
+    connection.execute(_BY_INDEX)
     if tables:
         names = sql.SQL(", ").join(_name(table) for table in tables)
         connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(names))
@@ -135,46 +170,104 @@ def _layout(
     return Layout(table, columns, key, key)
 
 
+# Ends in what a partial or an expression index has: a table is not read by such.
+_ORDER = """
+SELECT a.attname, format_type(a.atttypid, a.atttypmod)
+FROM pg_class c
+JOIN pg_namespace n ON n.oid = c.relnamespace
+JOIN pg_index i ON i.indrelid = c.oid AND i.indisvalid AND i.indpred IS NULL
+  AND i.indisunique AND i.indexprs IS NULL
+  AND CASE c.relreplident WHEN 'i' THEN i.indisreplident ELSE i.indisprimary END
+CROSS JOIN unnest((i.indkey::int2[])[0:i.indnkeyatts - 1]) WITH ORDINALITY AS k (attnum, place)
+JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.attnum
+WHERE n.nspname = %s AND c.relname = %s ORDER BY k.place
+"""
+
+
+def _order(connection: psycopg.Connection, layout: Layout) -> list[tuple[str, str]]:
+    """Returns name and type of the columns that a table is read by, none if there is no such."""
+    schema, _, name = layout.table.partition(".")
+    order = connection.execute(_ORDER, [schema, name]).fetchall()
+    return order if {column for column, _ in order} <= set(layout.columns) else []
+
+
 class _Rows:
     """Reads one table; its first row has the ordinal after `seq`."""
 
     def __init__(
-        self, connection: psycopg.Connection, layout: Layout, created: CreatedSlot, seq: int
+        self,
+        connection: psycopg.Connection,
+        layout: Layout,
+        order: Sequence[tuple[str, str]],
+        created: CreatedSlot,
+        seq: int,
     ):
         self._connection, self._layout, self._created = connection, layout, created
-        self._seq = seq
+        self._order, self._seq = order, seq
+        self._size = 0  # Of what waits.
 
-    def read(self, batch_rows: int, batch_bytes: int) -> Iterator[RawChanges]:
-        """Yields the rows, the last time with the sweep."""
+    def read(
+        self, batch_rows: int, batch_bytes: int, after: tuple[bytes, ...] | None
+    ) -> Iterator[SnapshotChanges]:
+        """Yields the rows behind the key `after`, the last time with the sweep."""
+        while True:
+            count = self._size = 0
+            waiting: list[bytes] = []
+            for payloads in self._copied(batch_rows, batch_bytes, after):
+                count += len(payloads)
+                waiting += payloads
+                self._size += sum(map(len, payloads))
+                while len(waiting) > batch_rows:
+                    yield self._take(waiting[:batch_rows], False)
+                    del waiting[:batch_rows]
+                    self._size = sum(map(len, waiting))
+                if self._size >= batch_bytes:
+                    yield self._take(waiting, False)
+                    after, waiting, self._size = self._key(waiting), [], 0
+            if not self._order or count < batch_rows:
+                yield self._take(waiting, True)
+                return
+            if waiting:
+                yield self._take(waiting, False)
+                after = self._key(waiting)
+
+    def _copied(
+        self, batch_rows: int, batch_bytes: int, after: tuple[bytes, ...] | None
+    ) -> Iterator[list[bytes]]:
+        """Yields the lines of one chunk as they come, no more than fit."""
         # The text format has every value as its type's output function writes it, which is what
         # the stream sends; a cast to text differs for boolean, character and inet.
         columns = sql.SQL(", ").join(map(sql.Identifier, self._layout.columns))
-        command = sql.SQL("COPY (SELECT {} FROM {}) TO STDOUT").format(
-            columns, _name(self._layout.table)
-        )
+        query = sql.SQL("SELECT {} FROM {}").format(columns, _name(self._layout.table))
+        if self._order:
+            names = sql.SQL(", ").join(sql.Identifier(name) for name, _ in self._order)
+            if after is not None:
+                values = sql.SQL(", ").join(
+                    _constant(value, kind)
+                    for value, (_, kind) in zip(after, self._order, strict=True)
+                )
+                query += sql.SQL(" WHERE ({}) > ({})").format(names, values)
+            query += sql.SQL(" ORDER BY {} LIMIT {}").format(names, sql.Literal(batch_rows))
+        command = sql.SQL("COPY ({}) TO STDOUT").format(query)
         self._expect(start_copy(self._connection, command), pq.ExecStatus.COPY_OUT)
         reader = CopyReader(self._connection.pgconn)
-        waiting: list[bytes] = []
-        size = 0
         while True:
-            copied = reader.read(batch_bytes - size)
-            waiting += copied.payloads
-            size += sum(map(len, copied.payloads))
-            while len(waiting) > batch_rows:
-                yield self._take(waiting[:batch_rows], False)
-                del waiting[:batch_rows]
-                size = sum(map(len, waiting))
+            copied = reader.read(batch_bytes - self._size)
+            if copied.payloads:
+                yield copied.payloads
             if copied.ended:
                 break
-            if size >= batch_bytes:
-                yield self._take(waiting, False)
-                waiting, size = [], 0
             if copied.drained:
                 reader.wait(_WAIT_S)
         pgconn = self._connection.pgconn
         self._expect(pgconn.get_result(), pq.ExecStatus.COMMAND_OK)
         pgconn.get_result()  # Nothing: it makes the connection ready for the next command.
-        yield self._take(waiting, True)
+
+    def _key(self, payloads: Sequence[bytes]) -> tuple[bytes, ...]:
+        """Returns what the last line has in the columns that the table is read by."""
+        cells = payloads[-1].rstrip(b"\n").split(b"\t")
+        places = [self._layout.columns.index(name) for name, _ in self._order]
+        return tuple(_ESCAPED.sub(_unescaped, cells[place]) for place in places)
 
     def _expect(self, result: pq.abc.PGresult | None, status: pq.ExecStatus) -> None:
         if result is None or result.status != status:
@@ -184,13 +277,19 @@ class _Rows:
                 raise psycopg.OperationalError("the copy has no result")
             raise psycopg.errors.error_from_result(result)
 
-    def _take(self, payloads: Sequence[bytes], last: bool) -> RawChanges:
+    def _take(self, payloads: Sequence[bytes], last: bool) -> SnapshotChanges:
         def content(rows: Rows) -> Content:
             return record_batch(self._layout, rows, *self._cells(payloads))
 
         created, table = self._created, self._layout.table
         begin = Position(created.lsn, self._seq)
-        taken = snapshot_changes(table, begin, created.taken_us, len(payloads), last, content)
+        behind: Key = {}
+        if payloads and self._order:
+            names = [name for name, _ in self._order]
+            behind = dict(zip(names, self._key(payloads), strict=True))
+        taken = snapshot_changes(
+            table, begin, created.taken_us, len(payloads), last, behind, content
+        )
         self._seq = taken.end.seq
         return taken
 
@@ -207,6 +306,20 @@ class _Rows:
         return buffer, start, length
 
 
+def _constant(value: bytes, kind: str) -> sql.Composed:
+    """Returns a value as SQL, whatever bytes it has; `kind` is its type as SQL."""
+    encoding = sql.SQL(
+        "CASE getdatabaseencoding() WHEN 'SQL_ASCII' THEN 'SQL_ASCII' ELSE 'UTF8' END"
+    )
+    return sql.SQL("convert_from('\\x{}'::bytea, {})::{}").format(
+        sql.SQL(value.hex()), encoding, sql.SQL(kind)
+    )
+
+
+def _unescaped(found: re.Match[bytes]) -> bytes:
+    return bytes([_ESCAPES[found[1][0]]])
+
+
 Content = tuple[pa.RecordBatch, tuple[Reject, ...]]
 
 
@@ -216,14 +329,16 @@ def snapshot_changes(
     taken_us: int,
     count: int,
     last: bool,
+    behind: Key,
     content: Callable[[Rows], Content],
-) -> RawChanges:
+) -> SnapshotChanges:
     """Returns the next `count` rows of a table as changes behind `begin`, at its LSN.
 
     The `last` of a table have its sweep, which takes a place of its own.
 
     Args:
       taken_us: the source's time of the snapshot.
+      behind: key of the last of them, as `SnapshotChanges` has it.
       content: returns the batch of given places, and what is refused of it; not asked if empty.
 
     Raises:
@@ -245,7 +360,7 @@ def snapshot_changes(
         )
         batch, rejects = content(rows)
         tables = {table: batch} if batch.num_rows else {}
-    return RawChanges(
+    return SnapshotChanges(
         begin,
         Position(lsn, end_seq),
         count,
@@ -253,6 +368,9 @@ def snapshot_changes(
         tables,
         sweeps=((table, Position(lsn, 0)),) if last else (),
         rejects=rejects,
+        table=table,
+        behind=behind,
+        last_seq=end_seq,
     )
 
 

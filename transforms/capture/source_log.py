@@ -10,6 +10,7 @@ from schemas.links import LinkSettings
 from schemas.mappings import CampusMapping
 from schemas.positions import Position
 from transforms.capture.slots import SlotState
+from transforms.capture.snapshot_part import WHOLE, Rest
 
 
 class GapFound(CampusSyncError):
@@ -66,10 +67,16 @@ class LogStream(typing.Protocol):
 
 
 class SnapshotPoint(typing.Protocol):
-    """A consistent view of the source: all before `lsn`, nothing after it."""
+    """A consistent view of the source: all before `lsn`, nothing after it.
+
+    One of `SourceLog.view` has some of what comes after, nothing after `view_lsn`.
+    """
 
     @property
     def lsn(self) -> int: ...
+
+    @property
+    def view_lsn(self) -> int | None: ...
 
 
 class SourceLog(typing.Protocol):
@@ -77,9 +84,11 @@ class SourceLog(typing.Protocol):
 
     Attributes:
       sweeps_all: whether a snapshot ends with a sweep of every mapped table.
+      resumes: whether a snapshot that broke off can be gone on with, by `view`.
     """
 
     sweeps_all: bool
+    resumes: bool
 
     def require_covered(self) -> None:
         """Makes sure that all mapped tables are in the log.
@@ -101,8 +110,19 @@ class SourceLog(typing.Protocol):
         """Yields a view later than `after`, from which on the log can be read."""
         ...
 
-    def snapshot(self, point: typing.Any) -> Iterator[RawChanges]:
-        """Yields every row of the mapped tables at the point of an open `create`."""
+    def view(self, lsn: int) -> contextlib.AbstractContextManager[SnapshotPoint]:
+        """Yields the source as it is now, for what a snapshot at `lsn` has left to read."""
+        ...
+
+    def rows_estimated(self) -> int | None:
+        """Returns about how many rows the mapped tables have; None: nobody knows."""
+        ...
+
+    def snapshot(self, point: typing.Any, rest: Rest = WHOLE) -> Iterator[RawChanges]:
+        """Yields every row of the mapped tables at the point of an open `create` or `view`.
+
+        Those that `resumes` yield `SnapshotChanges`, of what is left.
+        """
         ...
 
     def advance(self, lsn: int) -> None:

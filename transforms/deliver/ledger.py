@@ -1,6 +1,7 @@
 """The ledger of a consult store: how far each link and lane has been applied, and what is known."""
 
 import dataclasses
+import json
 import typing
 from collections.abc import Mapping, Sequence
 
@@ -12,6 +13,7 @@ from schemas.entities import TABLES
 from schemas.errors import CampusSyncError
 from schemas.positions import SEQ_END, START, Position
 from schemas.receipts import Counts
+from transforms.capture.snapshot_part import Rest, SnapshotChanges
 from transforms.deliver import store_schema
 from transforms.escalations import Escalations
 
@@ -29,6 +31,13 @@ class Progress(typing.NamedTuple):
     routine: Position | None
     emergency: Position | None
     snapshot_lsn: int | None = None
+
+    @property
+    def log_from(self) -> Position | None:
+        """From where on the log is needed: behind the snapshot while that is being read."""
+        if self.snapshot_lsn is None:
+            return self.routine
+        return max(self.routine or START, Position(self.snapshot_lsn, SEQ_END))
 
 
 def connect(dsn: str) -> psycopg.Connection:
@@ -81,14 +90,79 @@ def read_tables(conn: psycopg.Connection, link: str) -> set[str]:
     return {table for (table,) in rows.fetchall()}
 
 
-def begin_snapshot(conn: psycopg.Connection, link: str, lsn: int, reason: str) -> None:
+def begin_snapshot(
+    conn: psycopg.Connection, link: str, lsn: int, reason: str, rows_estimated: int | None = None
+) -> None:
     """Notes that the link is being read whole as of `lsn`; may be called again."""
-    conn.execute(
-        "INSERT INTO sync.snapshot (link, lsn, state, reason) VALUES (%s, %s, 'running', %s)"
-        " ON CONFLICT (link, lsn) DO UPDATE SET state = 'running', reason = excluded.reason,"
-        " started_at = now(), finished_at = NULL",
-        (link, lsn, reason),
-    )
+    with conn.transaction():
+        conn.execute("DELETE FROM sync.snapshot_part WHERE link = %s", (link,))
+        conn.execute("DELETE FROM sync.snapshot WHERE (link, lsn) = (%s, %s)", (link, lsn))
+        conn.execute(
+            "INSERT INTO sync.snapshot (link, lsn, state, reason, rows_estimated, read_at,"
+            " resumed_at) VALUES (%s, %s, 'running', %s, %s, now(), now())",
+            (link, lsn, reason, rows_estimated),
+        )
+
+
+def rest_of_snapshot(conn: psycopg.Connection, link: str, lsn: int, at: Position) -> Rest | None:
+    """Returns what the snapshot at `lsn` has left, if its rows up to `at` are safe.
+
+    None: it does not run, or not by this software: it can only be begun anew.
+    """
+    row = conn.execute(
+        "SELECT last_seq FROM sync.snapshot WHERE link = %s AND lsn = %s AND state = 'running'"
+        " AND read_at IS NOT NULL",
+        (link, lsn),
+    ).fetchone()
+    if row is None:
+        return None
+    parts = conn.execute(
+        "SELECT src_table, ended, behind FROM sync.snapshot_part"
+        " WHERE link = %s AND lsn = %s AND (lsn, seq) <= (%s, %s) ORDER BY seq",
+        (link, lsn, *at),
+    ).fetchall()
+    done = frozenset(table for table, ended, _ in parts if ended)
+    table, behind = (parts[-1][0], parts[-1][2]) if parts and not parts[-1][1] else ("", {})
+    key = {column: bytes.fromhex(value) for column, value in behind.items()}
+    return Rest(row[0], done, table, key)
+
+
+def resume_snapshot(
+    conn: psycopg.Connection, link: str, lsn: int, view_lsn: int | None, at: Position
+) -> None:
+    """Notes that a snapshot goes on behind `at`, by a view that reaches up to `view_lsn`."""
+    with conn.transaction():
+        conn.execute(
+            "DELETE FROM sync.snapshot_part WHERE link = %s AND (lsn, seq) > (%s, %s)", (link, *at)
+        )
+        conn.execute(
+            "UPDATE sync.snapshot s SET view_lsn = %(view)s, resumes = resumes + 1,"
+            " resumed_at = now(), read_at = now(), rows_read = p.rows, resumed_rows = p.rows"
+            " FROM (SELECT coalesce(sum(rows), 0) AS rows FROM sync.snapshot_part"
+            " WHERE link = %(link)s) p WHERE (s.link, s.lsn) = (%(link)s, %(lsn)s)",
+            {"view": view_lsn, "link": link, "lsn": lsn},
+        )
+
+
+def note_part(conn: psycopg.Connection, link: str, part: SnapshotChanges) -> None:
+    """Notes where a snapshot goes on behind a part of it, on the store's disk.
+
+    To be called before the part is handed out: no number of it is then given to another row.
+    """
+    with conn.pipeline(), conn.transaction():
+        conn.execute("SET LOCAL synchronous_commit = local")
+        if part.table:
+            behind = {column: value.hex() for column, value in part.behind.items()}
+            place = (link, *part.end, part.table, part.ended, json.dumps(behind))
+            conn.execute(_PART, (*place, part.captured), prepare=True)
+        numbers = (part.last_seq, part.captured, link, part.end.lsn)
+        conn.execute(_PART_READ, numbers, prepare=True)
+
+
+_PART = "INSERT INTO sync.snapshot_part VALUES (%s, %s, %s, %s, %s, %s, %s)"
+_PART_READ = """\
+UPDATE sync.snapshot SET last_seq = greatest(last_seq, %s), rows_read = rows_read + %s,
+    read_at = now() WHERE link = %s AND lsn = %s"""
 
 
 def published(conn: psycopg.Connection, link: str) -> dict[str, str]:
@@ -166,6 +240,7 @@ _FORGET = (
     "DELETE FROM sync.sweep WHERE link = %s",
     "DELETE FROM sync.published WHERE link = %s",
     "DELETE FROM sync.snapshot WHERE link = %s",
+    "DELETE FROM sync.snapshot_part WHERE link = %s",
     "DELETE FROM sync.manifest WHERE link = %s",
     "UPDATE sync.dead_letter SET state = 'replayed', replayed_at = clock_timestamp()"
     " WHERE link = %s AND state = 'open'",
@@ -186,12 +261,14 @@ class LedgerState:
       islands: what is applied beyond it, ordered, apart from it and from one another.
       sweeps: source table to the LSN of the snapshot that told what was gone before it.
       snapshot_running: whether a snapshot of the link is not noted as done.
+      view_lsn: how far in the log later views of snapshots have seen, 0 if there were none.
     """
 
     position: Position
     islands: tuple[Span, ...] = ()
     sweeps: dict[str, int] = dataclasses.field(default_factory=dict)
     snapshot_running: bool = False
+    view_lsn: int = 0
 
     def covered_in(self, begin: Position, end: Position) -> list[Span]:
         """Returns the parts of (begin, end] that have been applied, in order."""
@@ -230,8 +307,8 @@ _KNOWN = """\
 SELECT 'island', '', begin_lsn, begin_seq, end_lsn, end_seq FROM sync.island
     WHERE link = %(link)s AND lane = %(lane)s
 UNION ALL SELECT 'sweep', src_table, lsn, 0, 0, 0 FROM sync.sweep WHERE link = %(link)s
-UNION ALL SELECT 'running', '', lsn, 0, 0, 0 FROM sync.snapshot
-    WHERE link = %(link)s AND state = 'running'"""
+UNION ALL SELECT state, '', coalesce(view_lsn, 0), 0, 0, 0 FROM sync.snapshot
+    WHERE link = %(link)s AND (state = 'running' OR view_lsn IS NOT NULL)"""
 _SAVE = """\
 UPDATE sync.progress SET lsn = %s, seq = %s, captured = captured + %s,
     delivered = delivered + %s, duplicates = duplicates + %s, superseded = superseded + %s,
@@ -257,15 +334,16 @@ def lock(conn: psycopg.Connection, link: str, lane: Lane) -> LedgerState:
             break
         conn.execute(_CREATE, (link, lane.value, *START))
         conn.execute("COMMIT")
-    islands, sweeps, running = [], {}, False
+    islands, sweeps, running, view_lsn = [], {}, False, 0
     for kind, table, lsn, seq, end_lsn, end_seq in known.fetchall():
         if kind == "island":
             islands.append((Position(lsn, seq), Position(end_lsn, end_seq)))
         elif kind == "sweep":
             sweeps[table] = lsn
         else:
-            running = True
-    return LedgerState(Position(*row), tuple(sorted(islands)), sweeps, running)
+            running |= kind == "running"
+            view_lsn = max(view_lsn, lsn)
+    return LedgerState(Position(*row), tuple(sorted(islands)), sweeps, running, view_lsn)
 
 
 def save(

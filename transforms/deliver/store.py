@@ -21,8 +21,9 @@ from schemas.errors import ConservationBroken, SealBrokenError, StoreUnavailable
 from schemas.positions import Position
 from schemas.receipts import Counts, Receipt
 from transforms.checksum import EMPTY_SET
-from transforms.deliver import ledger, merge
+from transforms.deliver import ledger, mend_rows, merge
 from transforms.deliver.compact import Compacted, compact
+from transforms.deliver.edit_schema import OWN_SESSION
 from transforms.deliver.ledger import LedgerState
 from transforms.deliver.merge import (
     ContendedError,
@@ -56,8 +57,8 @@ _RETRYABLE = (
     ContendedError,
     ExpressRefused,
 )
-_SESSION = """\
-SET default_transaction_isolation = 'read committed';
+_SESSION = f"""\
+SET default_transaction_isolation = 'read committed'; {OWN_SESSION};
 SET TimeZone = 'UTC';
 -- Safe, as rows and ledger are lost together or not at all and `ledger.read` tells only what
 -- is on disk: a commit does not wait for it (trap 3).
@@ -183,6 +184,20 @@ class Store:
             retrial.lane,
             lambda conn, _: settle(
                 conn, self._link, self._campus, retrial, self._merger, self._sealer
+            ),
+        )
+
+    def mend(self, table: str, rows: pa.RecordBatch) -> Counts:
+        """Delivers rows of the source again, where a reconciliation found the store otherwise.
+
+        Raises:
+          StoreUnavailable: nothing was written; try again when the store is back.
+        """
+        return self._persistently(
+            (table,),
+            Lane.ROUTINE,
+            lambda conn, _: mend_rows.mend(
+                conn, self._link, self._campus, table, rows, self._merger
             ),
         )
 
@@ -322,8 +337,9 @@ class _Delivery:
                 else:
                     merged |= {name: mergers[name].merge(rows) for name, rows in part.items()}
             for name, compacted in work.items():
-                self._note_outcomes(compacted, merged[name].outcomes)
-                self._note_refused(name, compacted, merged[name].refusals, run[name])
+                done = self._without_overtaken(compacted, merged[name])
+                self._note_outcomes(compacted, done.outcomes)
+                self._note_refused(name, compacted, done.refusals, run[name])
 
     def _add_applied(self, name: str, rows: pa.RecordBatch, sign: int = 1) -> None:
         entries = [entry for batch in self._batches for entry in batch.manifest]
@@ -447,6 +463,23 @@ class _Delivery:
         old = lsn < bounds[tables.indices.to_numpy()]
         self._outcomes[Outcome.SUPERSEDED] += int(old.sum())
         return rows.filter(pa.array(~old))
+
+    def _without_overtaken(self, compacted: Compacted, merged: Merged) -> Merged:
+        """Counts as superseded what has no base since a snapshot went on by a later view.
+
+        The row had gone by then, or had another key, and that view has the last word (ADR 0020).
+        """
+        lsn = compacted.rows["_lsn"].to_numpy()
+        overtaken = [
+            refusal.row
+            for refusal in merged.refusals
+            if refusal.reason == "no_base_row" and lsn[refusal.row] <= self._before.view_lsn
+        ]
+        if not overtaken:
+            return merged
+        outcomes = merged.outcomes.copy()
+        outcomes[overtaken] = Outcome.SUPERSEDED
+        return Merged(outcomes, tuple(r for r in merged.refusals if r.row not in overtaken))
 
     def _note_refused(
         self,

@@ -21,6 +21,9 @@ SUBSTITUTES = {
     "€": "EUR", "£": "GBP", "®": "(R)", "©": "(C)", "™": "(TM)",
     "½": "1/2", "¼": "1/4", "¾": "3/4", "⩽": "≤", "⩾": "≥", "㎍": "μg", "ℓ": "l",
     "ö": "o", "ä": "a", "ñ": "n", "ç": "c", "ø": "o",
+    # Nobody sees these: a name with a mark of what is missing would be another name.
+    "\u200b": "", "\u200c": "", "\u200d": "", "\u2060": "", "\ufeff": "", "\u200e": "",
+    "\u200f": "", "\ufe0e": "", "\ufe0f": "", "\u00ad": "",
 }  # fmt: skip
 _SUPERSCRIPTS = frozenset("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻")
 

@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow as pa
 import pymysql
 
-from schemas.batches import RawChanges
 from schemas.errors import SourceUnavailable
 from schemas.positions import SEQ_END, Position
 from transforms.capture.columns import NULL, SLACK, Rows, record_batch
@@ -23,6 +22,7 @@ from transforms.capture.mariadb.session import clock_us, connect, is_mariadb, tr
 from transforms.capture.mariadb.snapshot_columns import SourceTable, quote_table, source_table
 from transforms.capture.mariadb.text_area import TextArea, decode_slowly
 from transforms.capture.snapshot import Content, snapshot_changes
+from transforms.capture.snapshot_part import WHOLE, Key, Rest, SnapshotChanges, nothing_left
 
 _READ_BYTES = 1 << 20
 _LOCK_WAIT_S = 10
@@ -36,11 +36,14 @@ class SnapshotPoint:
       lsn: it holds exactly the transactions before this place; those from here on are in the log.
       taken_us: the source's clock, microseconds since 1970.
       connection: in the transaction that sees it.
+      view_lsn: of a later view of what the snapshot has left: it holds all transactions before
+        `lsn`, and of the later ones those before this place. None: the snapshot is exact.
     """
 
     lsn: int
     taken_us: int
     connection: pymysql.Connection
+    view_lsn: int | None = None
 
 
 @contextlib.contextmanager
@@ -54,6 +57,30 @@ def consistent_point(dsn: str, after: int = 0) -> Iterator[SnapshotPoint]:
       SourceUnavailable: no connection, or nothing was written since too many snapshots.
       RightsMissing: as it says.
     """
+    with _view(dsn) as point:
+        lsn = next_snapshot(point.lsn, after)
+        if lsn is None:
+            raise SourceUnavailable(
+                f"source {parse_dsn(dsn).place} has had too many snapshots since anything was "
+                "written to it."
+            )
+        yield dataclasses.replace(point, lsn=lsn)
+
+
+@contextlib.contextmanager
+def later_view(dsn: str, lsn: int) -> Iterator[SnapshotPoint]:
+    """Yields a view of all tables as they are now, for what a snapshot at `lsn` has left.
+
+    Raises:
+      SourceUnavailable, RightsMissing: as for `consistent_point`.
+    """
+    with _view(dsn) as point:
+        yield dataclasses.replace(point, lsn=lsn, view_lsn=point.lsn)
+
+
+@contextlib.contextmanager
+def _view(dsn: str) -> Iterator[SnapshotPoint]:
+    """Yields a view at the border of the log where it stands."""
     server = parse_dsn(dsn)
     connection = connect(server)
     try:
@@ -61,13 +88,7 @@ def consistent_point(dsn: str, after: int = 0) -> Iterator[SnapshotPoint]:
             with connection.cursor() as cursor:
                 place = _begin(cursor)
                 now_us = clock_us(cursor)
-            lsn = next_snapshot(border(file_number(place[0]), place[1]), after)
-            if lsn is None:
-                raise SourceUnavailable(
-                    f"source {server.place} has had too many snapshots since anything was "
-                    "written to it."
-                )
-            yield SnapshotPoint(lsn, now_us, connection)
+            yield SnapshotPoint(border(file_number(place[0]), place[1]), now_us, connection)
     except (pymysql.err.OperationalError, pymysql.err.InternalError, OSError) as error:
         raise translated(server, error) from error
 
@@ -97,11 +118,12 @@ def snapshot(
     batch_bytes: int,
     keys: Mapping[str, Sequence[str]] | None = None,
     columns: Mapping[str, Sequence[str]] | None = None,
-) -> Iterator[RawChanges]:
-    """Yields every row of the tables as `Op.SNAPSHOT`, in `RawChanges` that join on.
+    rest: Rest = WHOLE,
+) -> Iterator[SnapshotChanges]:
+    """Yields every row of the tables as `Op.SNAPSHOT`, in changes that join on.
 
     They go from (point.lsn, 0) to (point.lsn, SEQ_END), counting rows and, after each table,
-    one more for its sweep, which the table's last `RawChanges` carries: it may have no rows.
+    one more for its sweep, which the table's last changes carry: they may have no rows.
     Rows have the source's time of the snapshot as commit time. Tables are read in chunks by
     primary key where it has an order, and memory is bounded by one batch.
 
@@ -109,6 +131,7 @@ def snapshot(
       tables: `database.table`, read in this order.
       batch_rows, batch_bytes: largest content of one `RawChanges`, unless one row is larger.
       keys, columns: as for `BinlogDecoder`.
+      rest: what an earlier reading has left; numbers go on behind those that it gave out.
 
     Raises:
       pymysql.OperationalError, OSError: the connection is lost, or a table was altered meanwhile;
@@ -124,15 +147,17 @@ def snapshot(
                 keys[table] if keys is not None else None,
                 columns.get(table) if columns is not None else None,
             )
-            for table in tables
+            for table in rest.of(tables)
         ]
         cursor.execute("SET character_set_results = NULL")  # Texts come as they are stored.
-    seq = 0
+    seq = rest.last_seq
+    if not found:
+        yield nothing_left(point.lsn, rest)
     for table in found:
         reading = _Reading(point, table, seq, batch_rows, batch_bytes)
-        for changes in reading.read():
-            seq = changes.end.seq
-            if changes.sweeps and table is found[-1]:
+        for changes in reading.read(rest):
+            seq = changes.last_seq
+            if changes.ended and table is found[-1]:
                 changes = dataclasses.replace(changes, end=Position(point.lsn, SEQ_END))
             yield changes
 
@@ -150,6 +175,7 @@ class _Reading:
         self._contents: list[np.ndarray] = []
         self._sizes: list[np.ndarray] = []
         self._rows = self._bytes = 0
+        self._last: np.ndarray | None = None
         codecs = sorted({asked.codec for asked in table.asked if asked.mode in _TABLED})
         self._codecs = charsets.tables(codecs)
         extra = [(result_rows.LEFT_OUT, 0, 0, -1)] * len(table.chunk_key)
@@ -162,9 +188,10 @@ class _Reading:
             np.int64,
         )
 
-    def read(self) -> Iterator[RawChanges]:
-        """Yields the rows, the last time with the sweep."""
-        after: tuple[bytes, ...] | None = None
+    def read(self, rest: Rest) -> Iterator[SnapshotChanges]:
+        """Yields the rows that are left, the last time with the sweep."""
+        key = [part.name for part in self._table.chunk_key]
+        after = rest.after(self._table.layout.table, key)
         while True:
             count = 0
             for packets in self._chunk(after):
@@ -173,10 +200,9 @@ class _Reading:
                     self._keep(part)
                     if self._rows >= self._batch_rows or self._bytes >= self._batch_bytes:
                         yield self._take(False)
-                last = packets.data[packets.starts[-1] : packets.ends[-1]].copy()
-            if not self._table.chunk_key or count < self._batch_rows:
+            if not key or count < self._batch_rows:
                 break
-            after = _tail(last, len(self._table.chunk_key), len(self._lines))
+            after = _tail(self._last, len(key), len(self._lines))
         yield self._take(True)
 
     def _chunk(self, after: tuple[bytes, ...] | None) -> Iterator[Packets]:
@@ -200,8 +226,9 @@ class _Reading:
         self._sizes.append(bounds)
         self._rows += len(packets)
         self._bytes += last - first
+        self._last = packets.data[packets.starts[-1] : last].copy()
 
-    def _take(self, last: bool) -> RawChanges:
+    def _take(self, last: bool) -> SnapshotChanges:
         def content(rows: Rows) -> Content:
             start, length = self._cells(len(rows.op))
             batch, refused = record_batch(self._table.layout, rows, self._area.room, start, length)
@@ -209,7 +236,12 @@ class _Reading:
 
         point, table = self._point, self._table.layout.table
         begin = Position(point.lsn, self._seq)
-        taken = snapshot_changes(table, begin, point.taken_us, self._rows, last, content)
+        behind: Key = {}
+        if self._last is not None and self._table.chunk_key:
+            names = [part.name for part in self._table.chunk_key]
+            tail = _tail(self._last, len(names), len(self._lines))
+            behind = dict(zip(names, tail, strict=True))
+        taken = snapshot_changes(table, begin, point.taken_us, self._rows, last, behind, content)
         self._seq = taken.end.seq
         self._contents, self._sizes = [], []
         self._rows = self._bytes = 0

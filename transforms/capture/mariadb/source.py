@@ -11,11 +11,17 @@ from schemas.positions import Position
 from transforms.capture.mariadb.anchor import Anchor, stands
 from transforms.capture.mariadb.check import problems, require_readable
 from transforms.capture.mariadb.errors import LogReplaced, LogSettingsWrong, LogUnusable
-from transforms.capture.mariadb.snapshot import SnapshotPoint, consistent_point, snapshot
-from transforms.capture.mariadb.state import LogState, state, tables_of
+from transforms.capture.mariadb.snapshot import (
+    SnapshotPoint,
+    consistent_point,
+    later_view,
+    snapshot,
+)
+from transforms.capture.mariadb.state import LogState, rows_estimated, state, tables_of
 from transforms.capture.mariadb.stream import BinlogStream
 from transforms.capture.retention import seconds_left
 from transforms.capture.slots import SlotState
+from transforms.capture.snapshot_part import WHOLE, Rest, SnapshotChanges
 
 _READER_IDS = 1 << 31  # The upper half: replicas are given small numbers.
 
@@ -120,15 +126,34 @@ class MariaDbSource:
             self._unusable, self._stream = False, None
             yield point
 
-    def snapshot(self, point: SnapshotPoint) -> Iterator[RawChanges]:
-        """Yields all rows of the mapped tables; see `snapshot.snapshot`."""
+    def view(self, lsn: int) -> contextlib.AbstractContextManager[SnapshotPoint]:
+        """Returns the source as it is now, for what a snapshot at `lsn` has left.
+
+        Raises:
+          SourceUnavailable, RightsMissing: as they say.
+        """
+        return later_view(self._dsn, lsn)
+
+    def rows_estimated(self) -> int:
+        """Returns about how many rows the mapped tables have.
+
+        Raises:
+          SourceUnavailable: no connection.
+        """
+        return rows_estimated(self._dsn, self._keys)
+
+    def snapshot(
+        self, point: SnapshotPoint, batch_rows: int | None = None, rest: Rest = WHOLE
+    ) -> Iterator[SnapshotChanges]:
+        """Yields all rows of the mapped tables, or the rest of them; see `snapshot.snapshot`."""
         return snapshot(
             point,
             tuple(self._keys),
-            batch_rows=self._batch_rows,
+            batch_rows=batch_rows or self._batch_rows,
             batch_bytes=self._batch_bytes,
             keys=self._keys,
             columns=self._columns,
+            rest=rest,
         )
 
     def open(self, position: Position) -> BinlogStream:

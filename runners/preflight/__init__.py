@@ -5,6 +5,7 @@ import binascii
 import collections
 import collections.abc
 import concurrent.futures
+import itertools
 import os
 import pathlib
 import time
@@ -14,6 +15,7 @@ import psycopg
 from runners.preflight.findings import Finding, Findings, Severity
 from runners.preflight.postgresql import Server, check_room, check_source
 from runners.preflight.stores import check_store
+from runners.preflight.two_phase import check_two_phase
 from schemas.config import PRIMARY, Config, Link
 from schemas.emergency_rules import load_rules
 from schemas.errors import ConfigError
@@ -59,6 +61,7 @@ def check(
         for task in stores:
             findings += task.result()
     findings += check_room(servers)
+    findings += itertools.chain(*check_two_phase(config))
     order = list(Severity)
     return sorted(findings, key=lambda finding: order.index(finding.severity))
 

@@ -1,0 +1,59 @@
+"""What a two-phase commit asks of a store, whatever its make, and how a store fails."""
+
+import math
+import typing
+from collections.abc import Sequence
+
+from schemas.errors import CampusSyncError
+from transforms.two_phase.states import Xid
+from transforms.two_phase.writes import TableWrite
+
+APPLICATION = "campus_sync two-phase"
+
+
+class BranchDown(CampusSyncError):
+    """A store gives no answer or cannot take the rows now; what it has done is not known."""
+
+
+class BranchRefused(CampusSyncError):
+    """A store will not take these rows, or this account, however often it is asked."""
+
+
+class Branch(typing.Protocol):
+    """One store in a two-phase commit: a session of its own, opened when needed.
+
+    Every method answers within the seconds given to `begin` or at construction, and raises
+    BranchDown where the store does not, BranchRefused where it says no. A session that ends
+    before `prepare` leaves nothing behind; what was prepared stays until it is settled.
+    """
+
+    name: str
+
+    def begin(self, xid: Xid, seconds: float) -> None:
+        """Opens the transaction of `xid`; the server ends it by itself after `seconds`."""
+
+    def write(self, writes: Sequence[TableWrite]) -> None:
+        """Writes all rows that are newer than the store's; older and equal ones change nothing."""
+
+    def prepare(self) -> None:
+        """Makes the open transaction survive everything until it is settled."""
+
+    def settle(self, xid: Xid, commit: bool) -> bool:
+        """Commits or rolls back; returns whether the store does not hold it prepared any more.
+
+        Called again, it changes nothing.
+        """
+
+    def prepared(self, coordinator: str) -> list[Xid]:
+        """Returns all that this store holds prepared for this coordinator and branch."""
+
+    def apply(self, writes: Sequence[TableWrite]) -> None:
+        """Writes as `write` does, in an ordinary transaction, and commits."""
+
+    def close(self) -> None:
+        """Ends the session; the branch may be used again."""
+
+
+def whole_seconds(seconds: float, at_least: int = 1) -> int:
+    """Returns `seconds` for settings that know no fractions."""
+    return max(at_least, math.ceil(seconds))

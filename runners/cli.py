@@ -100,11 +100,29 @@ def _add_operate(verbs) -> None:
     codes.set_defaults(handler=_verb("runners.codes", "codes"))
 
     _add_clinical(verbs)
+    _add_in_doubt(verbs)
 
     reseed = verbs.add_parser("reseed", help="snapshot a link again after a restored source")
     reseed.add_argument("link", help="source>store")
     _add_config(reseed)
     reseed.set_defaults(handler=_verb("runners.run", "reseed"))
+
+
+def _add_in_doubt(verbs) -> None:
+    doubt = verbs.add_parser(
+        "in-doubt",
+        help="sets written to several stores at once that are not finished",
+        description="`list` names transactions and their branches, never what they hold. "
+        "`recover` settles by the log's decisions what a crash left prepared, and gives a store "
+        "that was down the sets that it has missed; it may run at any time and be repeated.",
+    )
+    doubt.add_argument("action", choices=["list", "recover"])
+    _add_config(doubt)
+    doubt.add_argument(
+        "--presume-abort", action="store_true", help="recover: roll back what is held, too"
+    )
+    doubt.add_argument("--json", action="store_true")
+    doubt.set_defaults(handler=_verb("runners.in_doubt", "in_doubt"))
 
 
 def _add_clinical(verbs) -> None:
@@ -125,6 +143,35 @@ def _add_clinical(verbs) -> None:
         patients.add_argument(option, action="store_true")
     patients.set_defaults(handler=_verb("runners.patients", "patients"), more="what")
 
+    _add_conflicts(verbs)
+
+
+def _add_conflicts(verbs) -> None:
+    conflicts = verbs.add_parser(
+        "conflicts",
+        help="edits that nobody who made them knew of each other",
+        description="`list` names conflicts, never what they are about. `show --reveal` lays the "
+        "versions side by side and prints a PATIENT'S DATA. `resolve` writes a person's decision, "
+        "which every store accepts; what was not chosen stays readable.",
+    )
+    conflicts.add_argument("action", choices=["list", "show", "resolve"])
+    conflicts.add_argument("conflict", nargs="*", help="ids or beginnings of ids")
+    _add_config(conflicts)
+    conflicts.add_argument("--store", default="primary", help="ask this one (default primary)")
+    conflicts.add_argument("--choose", type=int, metavar="N", help="resolve: the version to take")
+    conflicts.add_argument(
+        "--set", action="append", default=[], metavar="COLUMN=VALUE", help="resolve: or this"
+    )
+    for option in ("--who", "--role", "--why"):
+        conflicts.add_argument(option)
+    for option in ("--all", "--reveal", "--json"):
+        conflicts.add_argument(option, action="store_true")
+    conflicts.set_defaults(handler=_verb("runners.conflicts", "conflicts"), more="conflict")
+
+    policies = verbs.add_parser("policies", help="what settles concurrent edits, in words")
+    policies.add_argument("--language", choices=["en", "zh"], default="en")
+    policies.set_defaults(handler=_verb("runners.conflicts", "policies"))
+
 
 def _add_look(verbs) -> None:
     for name, text in (
@@ -144,6 +191,31 @@ def _add_look(verbs) -> None:
             verb.add_argument("--no-compare", action="store_true", help="leave the contents out")
         if name == "compare":
             verb.add_argument("--show-keys", action="store_true", help="name record ids")
+    _add_reconcile(verbs)
+
+
+def _add_reconcile(verbs) -> None:
+    reconcile = verbs.add_parser(
+        "reconcile",
+        help="find what sources and stores have unlike, mend it, sign a report",
+        description="Safe while changes flow. Changes nothing without --repair; rows are then "
+        "delivered again by the ordinary merge, so that a newer change always wins.",
+        epilog="Beam options may follow.",
+    )
+    _add_config(reconcile)
+    reconcile.add_argument("--campus", action="append", default=[], help="only this one's rows")
+    reconcile.add_argument("--table", action="append", default=[], help="only this one")
+    reconcile.add_argument("--since", metavar="DAY", help="only what a store has changed since")
+    reconcile.add_argument("--repair", action="store_true", help="mend what differs")
+    reconcile.add_argument("--report", type=pathlib.Path, metavar="FILE", help="write it here")
+    reconcile.add_argument("--runner", choices=["direct", "flink"], default="direct")
+    reconcile.add_argument("--json", action="store_true")
+    reconcile.set_defaults(handler=_verb("runners.reconcile", "reconcile"), beam=True)
+
+    verify = verbs.add_parser("verify-report", help="whether a signed report is as it was signed")
+    verify.add_argument("report", type=pathlib.Path, metavar="FILE")
+    verify.add_argument("--config", type=pathlib.Path, help="campuses.yaml: is it our key?")
+    verify.set_defaults(handler=_verb("runners.reconcile", "verify_report"))
 
 
 def _add_campuses(verb: argparse.ArgumentParser) -> None:

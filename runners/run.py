@@ -15,6 +15,7 @@ import psycopg
 
 from pipelines import sync
 from runners import options as beam_options
+from runners.exchange import Exchange
 from runners.log_findings import more_findings
 from runners.metrics import Recorder
 from runners.preflight import Finding, Severity
@@ -54,7 +55,8 @@ def run(options: argparse.Namespace) -> int:
         when = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
         print(f"{when} {event.kind} (start {event.attempt}) {event.detail}".rstrip(), flush=True)
 
-    with Recorder(config), Upkeep(config, rules):
+    with Recorder(config) as recorder, Upkeep(config, rules), Exchange(config) as exchange:
+        recorder.registry.register(exchange.collector)
         outcome = run_on_flink(build, flags, work_dir, report=report)
     print(f"ended: {outcome}")
     return 0

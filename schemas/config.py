@@ -29,6 +29,9 @@ Name = typing.Annotated[str, pydantic.StringConstraints(pattern=r"^[A-Za-z][A-Za
 Dsn = typing.Annotated[str, pydantic.AfterValidator(lambda text: _checked_dsn(text))]
 KeyReference = typing.Annotated[str, pydantic.AfterValidator(lambda text: _checked_key(text))]
 _Positive = typing.Annotated[float, pydantic.Field(gt=0)]
+_MariaDbUrl = typing.Annotated[
+    str, pydantic.AfterValidator(lambda text: _checked_url(text, "mariadb"))
+]
 # `default`, `off` (which YAML reads as false) or a file.
 _Rules = typing.Annotated[
     str, pydantic.BeforeValidator(lambda value: OFF if value is False else value)
@@ -112,6 +115,21 @@ class Retention(_Model):
     critical_s: _Positive = 14_400
 
 
+class TwoPhase(_Model):
+    """How sets of rows are written to several stores, all or none (ADR 0022).
+
+    `mode` says what a store that is down does to a set. `branches` are further databases with the
+    canonical tables, `mariadb://`; their names are none of the stores'.
+    """
+
+    mode: typing.Annotated[
+        typing.Literal["refuse", "degrade", "off"],
+        pydantic.BeforeValidator(lambda value: OFF if value is False else value),
+    ] = OFF
+    deadline_s: _Positive = 10
+    branches: dict[Name, _MariaDbUrl] = {}
+
+
 Limits = pydantic.create_model(
     "Limits",
     __base__=_Model,
@@ -148,6 +166,7 @@ class Config(_Model):
     stores: dict[Name, Store] = pydantic.Field(min_length=1)
     links_wanted: typing.Literal["all"] | tuple[str, ...] = pydantic.Field("all", alias="links")
     dead_letter_key: KeyReference
+    report_key: KeyReference = "file:report.key"
     emergency_rules: str = "default"
     quality_rules: _Rules = "default"
     quality_every_s: _Positive = 5
@@ -155,6 +174,7 @@ class Config(_Model):
     match_every_s: _Positive = 30
     objectives: Objectives = Objectives()
     retention: Retention = Retention()
+    two_phase: TwoPhase = TwoPhase()
     limits: Limits = Limits()
     metrics_port: int = pydantic.Field(0, ge=0, le=65535)
 
@@ -303,6 +323,9 @@ def _checked_key(text: str) -> str:
 def _check_links(config: Config, note) -> None:
     if PRIMARY not in config.stores:
         note(("stores",), f"`{PRIMARY}`, the platform's store, is missing", f"add `{PRIMARY}:`.")
+    for name in config.two_phase.branches:
+        if name in config.stores:
+            note(("two_phase", "branches", name), "is a store's name", "give it another one.")
     if PRIMARY in config.sources:
         note(("sources", PRIMARY), "is the platform's store's name", "name the campus.")
     if config.links_wanted != "all":
@@ -427,14 +450,21 @@ def _resolve(config: Config, folder: pathlib.Path, note) -> Config:
         name: store.model_copy(update={"dsn": dsn(store.dsn)})
         for name, store in config.stores.items()
     }
-    key = config.dead_letter_key
-    if key.startswith("file:"):
-        key = f"file:{folder / pathlib.Path(key.removeprefix('file:')).expanduser()}"
+    branches = {name: url(text) for name, text in config.two_phase.branches.items()}
+
+    def key(reference: str) -> str:
+        name = reference.removeprefix("file:")
+        return (
+            reference if name == reference else f"file:{folder / pathlib.Path(name).expanduser()}"
+        )
+
     return config.model_copy(
         update={
             "sources": sources,
             "stores": stores,
-            "dead_letter_key": key,
+            "two_phase": config.two_phase.model_copy(update={"branches": branches}),
+            "dead_letter_key": key(config.dead_letter_key),
+            "report_key": key(config.report_key),
             "emergency_rules": packaged(("emergency_rules",), config.emergency_rules, "rules"),
             "quality_rules": rules("quality_rules"),
             "patient_matching": rules("patient_matching"),

@@ -1,33 +1,34 @@
-"""Sets of rows for comparing: read from a source or a store, digested, summed by buckets."""
+"""Sets of rows for comparing: read from a source or a store, whole or by their ids, digested."""
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+import functools
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator
 
-import numba as nb
 import numpy as np
 import psycopg
 import pyarrow as pa
+import pyarrow.compute as pc
 from psycopg import sql
 
 from schemas.batches import Op, RawChanges, Reject
+from schemas.clocks import monotonic_s
 from schemas.entities import TABLES
 from schemas.mappings import CampusMapping, load_mapping
 from schemas.positions import SEQ_END, Position
-from schemas.tables import Table
 from transforms.checksum import digest_rows
 from transforms.harmonise import Harmoniser
 from transforms.harmonise.lookups import Lookups
 from transforms.read_rows import ColumnRead, Form, content_columns, read_rows
+from transforms.set_sums import hash_id, hash_ids
 
-# A difference is looked for among the rows of unequal buckets only: memory is this many sums
-# (40 bytes each) a table, whatever its size.
-BUCKETS = 1 << 12
 _CONNECT_TIMEOUT_S = 5
 _OPTIONS = (
     "-c default_transaction_read_only=on -c timezone=UTC -c datestyle=ISO -c jit=off"
     " -c client_encoding=UTF8 -c extra_float_digits=1 -c bytea_output=hex"
 )
+_ARRAYS = ("hashes", "words", "live", "lsn", "rotten", "edited")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Rows:
       hashes: of the record ids (uint64[n]). words: of the contents' digests (uint64[n, 4]).
       live: False for a tombstone. lsn: position of the row's last change, 0 in a source.
       rotten: whether the digest that is stored with the row is not the content's.
+      edited: whether clients of the stores have edited the record: it may differ from its source.
       ids: record ids. src_tables: source tables (utf8, or a dictionary of it).
     """
 
@@ -46,6 +48,7 @@ class Rows:
     live: np.ndarray
     lsn: np.ndarray
     rotten: np.ndarray
+    edited: np.ndarray
     ids: pa.Array
     src_tables: pa.Array
 
@@ -57,7 +60,7 @@ class Rows:
         if mask.all():
             return self
         chosen = pa.array(mask)
-        arrays = (self.hashes, self.words, self.live, self.lsn, self.rotten)
+        arrays = (getattr(self, name) for name in _ARRAYS)
         texts = (self.ids.filter(chosen), self.src_tables.filter(chosen))
         return Rows(*(array[mask] for array in arrays), *texts)
 
@@ -68,6 +71,7 @@ NO_ROWS = Rows(
     np.empty(0, np.bool_),
     np.empty(0, np.int64),
     np.empty(0, np.bool_),
+    np.empty(0, np.bool_),
     pa.array([], pa.utf8()),
     pa.array([], pa.utf8()),
 )
@@ -77,10 +81,7 @@ def concat(parts: list[Rows]) -> Rows:
     """Returns the rows of all parts."""
     if not parts:
         return NO_ROWS
-    numbers = [
-        np.concatenate([getattr(part, name) for part in parts])
-        for name in ("hashes", "words", "live", "lsn", "rotten")
-    ]
+    numbers = [np.concatenate([getattr(part, name) for part in parts]) for name in _ARRAYS]
     texts = [
         pa.concat_arrays([getattr(part, name).cast(pa.utf8()) for part in parts])
         for name in ("ids", "src_tables")
@@ -89,33 +90,16 @@ def concat(parts: list[Rows]) -> Rows:
 
 
 _MARIADB_ROWS, _MARIADB_BYTES = 50_000, 16 << 20
-_LOG_END = "SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint"
-
-
-class Sums:
-    """A set of rows by buckets of its ids: counts and sums of digests, independent of order."""
-
-    def __init__(self):
-        self.rows = np.zeros(BUCKETS, np.int64)
-        self.words = np.zeros((BUCKETS, 4), np.uint64)
-
-    def add(self, hashes: np.ndarray, words: np.ndarray) -> None:
-        """Adds rows: hashes of ids (uint64[n]) and words of digests (uint64[n, 4])."""
-        _add(self.rows, self.words, hashes, np.ascontiguousarray(words))
-
-    @property
-    def count(self) -> int:
-        return int(self.rows.sum())
-
-    @property
-    def digest(self) -> bytes:
-        """The digest of the whole set, as `transforms.checksum.digest_set` has it."""
-        return self.words.sum(axis=0, dtype=np.uint64).astype("<u8").tobytes()
-
-    def unequal(self, other: "Sums") -> np.ndarray:
-        """Returns the buckets in which two sets differ (int64[n])."""
-        same = (self.rows == other.rows) & (self.words == other.words).all(axis=1)
-        return np.flatnonzero(~same)
+_LOG_END = """\
+SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint,
+    (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"""
+_BEGUN = "SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint"
+_ENDED = "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint"
+_IDS = 1000  # Asked for at once.
+_PATIENCE_S = 2.0  # With transactions that may be about to end.
+_POLL_S = 0.01
+_SEPARATOR = "|"
+Read = Callable[[str, Collection[str] | None], Iterator[RawChanges]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,12 +109,35 @@ class Reading:
     Attributes:
       read_lsn: all that was committed before it is in the view.
       covered_lsn: a store whose ledger is here has all of the view.
-      rows: yields a canonical table's rows as the source has them; soft-deleted ones not.
+      given_lsn: where in the log the view's rows may be delivered: everything that is in it lies
+        before or here, everything that is not lies behind. None: no such place is known, since
+        transactions that were under way did not end.
+      taken_us: the source's clock, microseconds since 1970.
+      changes: yields the source's rows of a canonical table, those of some ids or all, as
+        canonical snapshot changes without position or digest; soft-deleted ones not.
     """
 
     read_lsn: int
     covered_lsn: int
-    rows: Callable[[str], Iterator[Rows]]
+    given_lsn: int | None
+    taken_us: int
+    changes: Callable[[str, Collection[str] | None], Iterator[pa.RecordBatch]]
+
+    def rows(self, table: str, ids: Collection[str] | None = None) -> Iterator[Rows]:
+        """Yields a canonical table's rows, those of some ids or all."""
+        for changes in self.changes(table, ids):
+            n = changes.num_rows
+            nothing = np.zeros(n, np.bool_)
+            yield Rows(
+                hash_ids(changes.column("record_id")),
+                words_of(digest_rows(TABLES[table], changes)),
+                np.ones(n, np.bool_),
+                np.zeros(n, np.int64),
+                nothing,
+                nothing,
+                changes.column("record_id"),
+                changes.column("_src_table"),
+            )
 
 
 class SourceSide:
@@ -141,6 +148,8 @@ class SourceSide:
       refused: by canonical table, hashes of the ids of rows that the mapping refused.
     """
 
+    _ids_at_once = _IDS
+
     def __init__(self, campus: str, dsn: str, mapping: str):
         self.campus = campus
         self._dsn = dsn
@@ -150,43 +159,91 @@ class SourceSide:
         self.refused: dict[str, set[int]] = {}
 
     @contextlib.contextmanager
-    def reading(self) -> Iterator["Reading"]:
+    def reading(self, patience_s: float = _PATIENCE_S) -> Iterator["Reading"]:
         """Yields one consistent view of the source.
+
+        Args:
+          patience_s: how long to wait for transactions that were under way: they may stand in the
+            log already and be seen by nobody yet.
 
         Raises:
           psycopg.Error: of the connection.
         """
         with _connect(self._dsn) as conn:
-            # What commits after this may or may not be in the source's rows; what has committed
-            # by the second asking covers all of them.
-            (read_lsn,) = conn.execute(_LOG_END).fetchone()
+            read_lsn, taken_us = conn.execute(_LOG_END).fetchone()
+            exact = _all_ended(conn, patience_s)
             with conn.transaction():
                 conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-                (covered_lsn,) = conn.execute(_LOG_END).fetchone()
+                # What commits after the first asking may or may not be in the source's rows; what
+                # has committed by the second covers all of them.
+                covered_lsn, _ = conn.execute(_LOG_END).fetchone()
                 yield Reading(
                     read_lsn,
                     covered_lsn,
-                    lambda table: self._rows(table, lambda name: self._read(conn, name)),
+                    # A commit may start exactly at the log's end: as in ADR 0010.
+                    read_lsn - 1 if exact else None,
+                    taken_us,
+                    lambda table, ids: self._changes(
+                        table, ids, functools.partial(self._read, conn)
+                    ),
                 )
 
-    def _read(self, conn: psycopg.Connection, name: str) -> Iterator[RawChanges]:
+    def _read(
+        self, conn: psycopg.Connection, name: str, keys: Collection[str] | None
+    ) -> Iterator[RawChanges]:
         columns = [
             ColumnRead(column, f"{_quoted(column)}::text", Form.TEXT)
             for column in self._parts[name].needed
         ]
         place = ".".join(_quoted(word) for word in name.split(".", 1))
-        for batch in read_rows(conn, columns, place):
+        if keys is None:
+            batches = read_rows(conn, columns, place)
+        else:
+            batches = _read_keys(conn, columns, place, self._parts[name].id, keys)
+        for batch in batches:
             yield _as_snapshot(name, batch)
 
-    def _rows(self, table: str, read: Callable[[str], Iterator[RawChanges]]) -> Iterator[Rows]:
+    def _changes(
+        self, table: str, ids: Collection[str] | None, read: Read
+    ) -> Iterator[pa.RecordBatch]:
         """Reads the source tables that feed a canonical one; those that they lean on, first."""
+        if ids is None:
+            yield from self._harmonised(table, ((name, read(name, None)) for name in self._parts))
+            return
+        ordered = sorted(ids)
+        for start in range(0, len(ordered), self._ids_at_once):
+            found = self._of_keys(table, ordered[start : start + self._ids_at_once], read)
+            yield from self._harmonised(table, found.items())
+
+    def _of_keys(self, table: str, ids: Collection[str], read: Read) -> dict[str, list[RawChanges]]:
+        """Returns the rows of some ids and those that they lean on, parents first."""
+        wanted: dict[str, set[str]] = {}
+        for name, part in self._parts.items():
+            if part.table == table:
+                head = len(part.id_prefix)
+                wanted[name] = {key[head:] for key in ids if key.startswith(part.id_prefix)}
+        found: dict[str, list[RawChanges]] = {}
+        for name in reversed(self._parts):  # A parent stands before its children.
+            part, keys = self._parts[name], wanted.get(name)
+            if not keys:
+                continue
+            found[name] = [_of_these(raw, name, part.id, keys) for raw in read(name, keys)]
+            if part.parent is not None:
+                parents = wanted.setdefault(part.parent.table, set())
+                for raw in found[name]:
+                    parents |= set(_keys_of(raw.tables[name], part.parent.by).to_pylist()) - {None}
+        return {name: found[name] for name in self._parts if name in found}
+
+    def _harmonised(
+        self, table: str, found: Iterable[tuple[str, Iterable[RawChanges]]]
+    ) -> Iterator[pa.RecordBatch]:
         harmoniser = Harmoniser(self._mapping, Lookups(self._mapping, follow=False))
         own = [name for name, part in self._parts.items() if part.table == table]
         wanted = self._with_parents(own)
-        for generation, name in enumerate(name for name in self._parts if name in wanted):
-            for raw in read(name):
-                rows = self._canonical(harmoniser, TABLES[self._parts[name].table], raw, generation)
-                if name in own:
+        for generation, (name, raws) in enumerate(found):
+            for raw in raws if name in wanted else ():
+                rows = self._canonical(harmoniser, self._parts[name].table, raw, generation)
+                if name in own and rows is not None:
                     yield rows
 
     def _with_parents(self, names: list[str]) -> set[str]:
@@ -205,31 +262,22 @@ class SourceSide:
         if reject.row.get("record_id") is not None:  # Refused by the store: canonical content.
             return part.table, reject.row["record_id"]
         values = [reject.row.get(column) for column in part.id]
-        return None if None in values else (part.table, "|".join(values))
+        if None in values:
+            return None
+        return part.table, part.id_prefix + _SEPARATOR.join(values)
 
     def _canonical(
-        self, harmoniser: Harmoniser, table: Table, raw: RawChanges, generation: int
-    ) -> Rows:
+        self, harmoniser: Harmoniser, table: str, raw: RawChanges, generation: int
+    ) -> pa.RecordBatch | None:
         harmonised = harmoniser.apply(_at(raw, generation))
         for reject in harmonised.rejects:
             if (found := self.id_of(reject)) is not None:
                 self.refused.setdefault(found[0], set()).add(hash_id(found[1]))
-        rows = harmonised.tables.get(table.name)
+        rows = harmonised.tables.get(table)
         if rows is None:
-            return NO_ROWS
+            return None
         here = rows.column("_op").to_numpy() != Op.DELETE
-        if not here.all():
-            rows = rows.filter(pa.array(here))
-        n = rows.num_rows
-        return Rows(
-            hash_ids(rows.column("record_id")),
-            words_of(digest_rows(table, rows)),
-            np.ones(n, np.bool_),
-            np.zeros(n, np.int64),
-            np.zeros(n, np.bool_),
-            rows.column("record_id"),
-            rows.column("_src_table"),
-        )
+        return rows if here.all() else rows.filter(pa.array(here))
 
 
 class StoreSide:
@@ -243,8 +291,19 @@ class StoreSide:
         """Returns a read-only autocommit connection, for a `with`."""
         return _connect(self._dsn)
 
-    def rows(self, conn: psycopg.Connection, campus: str, table: str) -> Iterator[Rows]:
-        """Yields one campus's rows of a canonical table, tombstones among them."""
+    def rows(
+        self,
+        conn: psycopg.Connection,
+        campus: str,
+        table: str,
+        ids: Collection[str] | None = None,
+        only: str = "true",
+    ) -> Iterator[Rows]:
+        """Yields one campus's rows of a canonical table, tombstones among them.
+
+        Args:
+          ids: only theirs. only: a condition in SQL.
+        """
         declared = TABLES[table]
         columns = [
             *content_columns(declared),
@@ -252,10 +311,19 @@ class StoreSide:
             ColumnRead("_src_lsn", "src_lsn", Form.INT),
             ColumnRead("_deleted", "deleted", Form.BOOL),
             ColumnRead("_from", "src_table", Form.TEXT),
+            ColumnRead("_edited", "version_vector IS NOT NULL", Form.BOOL),
         ]
         literal = sql.Literal(campus).as_string(conn)
-        place = f"consult.{_quoted(table)} WHERE campus = {literal}"
-        for batch in read_rows(conn, columns, place):
+        place = f"consult.{_quoted(table)} WHERE campus = {literal} AND {only}"
+        if ids is None:
+            batches = read_rows(conn, columns, place)
+        else:
+            batches = (
+                batch
+                for some in _in_parts(ids)
+                for batch in read_rows(conn, columns, f"{place} AND record_id = {_any(conn, some)}")
+            )
+        for batch in batches:
             words = words_of(digest_rows(declared, batch))
             live = ~batch.column("_deleted").to_numpy(zero_copy_only=False)
             stored = words_of(batch.column("_stored"))
@@ -265,22 +333,10 @@ class StoreSide:
                 live,
                 batch.column("_src_lsn").to_numpy(),
                 live & (words != stored).any(axis=1),
+                batch.column("_edited").to_numpy(zero_copy_only=False),
                 batch.column("record_id"),
                 batch.column("_from"),
             )
-
-
-def hash_ids(ids: pa.Array) -> np.ndarray:
-    """Returns a 64-bit hash of every text (uint64[n]): the same everywhere, not secret."""
-    offsets = np.frombuffer(ids.buffers()[1] or bytes(4), np.int32)
-    offsets = offsets[ids.offset : ids.offset + len(ids) + 1].astype(np.int64)
-    data = ids.buffers()[2]
-    return _hash(offsets, np.frombuffer(data, np.uint8) if data else np.empty(0, np.uint8))
-
-
-def hash_id(record_id: str) -> int:
-    """Returns `hash_ids` of one id."""
-    return int(hash_ids(pa.array([record_id]))[0])
 
 
 def words_of(digests: pa.Array) -> np.ndarray:
@@ -291,6 +347,74 @@ def words_of(digests: pa.Array) -> np.ndarray:
     if digests.null_count:
         words = np.where(digests.is_valid().to_numpy(zero_copy_only=False)[:, None], words, 0)
     return words
+
+
+def _all_ended(conn: psycopg.Connection, patience_s: float) -> bool:
+    """Waits until no transaction is under way that was when this began; False: in vain.
+
+    A transaction is in the log before others see it, for as long as a disk or a standby takes:
+    until it has ended, the log's end says nothing of a view.
+    """
+    (begun,) = conn.execute(_BEGUN).fetchone()
+    deadline = monotonic_s() + patience_s
+    while conn.execute(_ENDED).fetchone()[0] < begun:
+        if monotonic_s() >= deadline:
+            return False
+        time.sleep(_POLL_S)
+    return True
+
+
+def _in_parts(ids: Collection[str]) -> Iterator[list[str]]:
+    ordered = sorted(ids)
+    for start in range(0, len(ordered), _IDS):
+        yield ordered[start : start + _IDS]
+
+
+def _any(conn: psycopg.Connection, values: Collection[str]) -> str:
+    """`ANY (..)` of values whose type is what they are held against: an index serves it."""
+    marks = str.maketrans({"\\": "\\\\", '"': '\\"'})
+    text = "{" + ",".join(f'"{value.translate(marks)}"' for value in values) + "}"
+    return f"ANY ({sql.Literal(text).as_string(conn)})"
+
+
+def _read_keys(
+    conn: psycopg.Connection,
+    columns: list[ColumnRead],
+    place: str,
+    key: tuple[str, ...],
+    keys: Collection[str],
+) -> list[pa.RecordBatch]:
+    """Reads the rows of some keys by the key's index; by its text where one is no value of it."""
+    names = [_quoted(name) for name in key]
+    parts = [found for text in keys if len(found := text.split(_SEPARATOR)) == len(key)]
+    if len(key) == 1:
+        condition = f"{names[0]} = {_any(conn, keys)}"
+    else:
+        tuples = (", ".join(sql.Literal(v).as_string(conn) for v in found) for found in parts)
+        condition = f"({', '.join(names)}) IN ({', '.join(f'({one})' for one in tuples)})"
+    if len(key) == 1 or len(parts) == len(keys):
+        try:
+            with conn.transaction():
+                return list(read_rows(conn, columns, f"{place} WHERE {condition}"))
+        except psycopg.DataError:
+            pass
+    texts = ", ".join(f"{name}::text" for name in names)
+    condition = f"concat_ws('{_SEPARATOR}', {texts}) = {_any(conn, keys)}"
+    return list(read_rows(conn, columns, f"{place} WHERE {condition}"))
+
+
+def _keys_of(rows: pa.RecordBatch, columns: tuple[str, ...]) -> pa.Array:
+    """Returns the columns' texts joined as in a record id; null where one is."""
+    texts = [rows.column(name).cast(pa.utf8()) for name in columns]
+    return texts[0] if len(texts) == 1 else pc.binary_join_element_wise(*texts, _SEPARATOR)
+
+
+def _of_these(
+    raw: RawChanges, name: str, key: tuple[str, ...], keys: Collection[str]
+) -> RawChanges:
+    rows = raw.tables[name]
+    mask = pc.is_in(_keys_of(rows, key), pa.array(list(keys), pa.utf8()))
+    return dataclasses.replace(raw, tables={name: rows.filter(mask)})
 
 
 def _as_snapshot(name: str, batch: pa.RecordBatch) -> RawChanges:
@@ -321,19 +445,24 @@ def _at(raw: RawChanges, generation: int) -> RawChanges:
 
 
 class MariadbSide(SourceSide):
-    """The same of a MariaDB or MySQL source, by the snapshot that a link starts with."""
+    """The same of a MariaDB or MySQL source, by the snapshot that a link starts with.
+
+    It reads tables whole: rows of some ids are picked out here.
+    """
+
+    _ids_at_once = 1 << 30
 
     @contextlib.contextmanager
-    def reading(self) -> Iterator[Reading]:
+    def reading(self, patience_s: float = _PATIENCE_S) -> Iterator[Reading]:
         """Yields one consistent view of the source.
 
         Raises:
           CampusSyncError: it cannot be read.
         """
-        from transforms.capture.mariadb.places import border_at
+        from transforms.capture.mariadb.places import border_at, last_before_transaction
         from transforms.capture.mariadb.snapshot import consistent_point, snapshot
 
-        def read(name: str) -> Iterator[RawChanges]:
+        def read(name: str, keys: Collection[str] | None) -> Iterator[RawChanges]:
             part = self._parts[name]
             for raw in snapshot(
                 point,
@@ -348,7 +477,13 @@ class MariadbSide(SourceSide):
 
         with consistent_point(self._dsn) as point:
             # A ledger at the log's end stands at the border, before every snapshot there.
-            yield Reading(point.lsn, border_at(point.lsn), lambda table: self._rows(table, read))
+            yield Reading(
+                point.lsn,
+                border_at(point.lsn),
+                last_before_transaction(point.lsn),
+                point.taken_us,
+                lambda table, ids: self._changes(table, ids, read),
+            )
 
 
 def _connect(dsn: str) -> psycopg.Connection:
@@ -363,27 +498,3 @@ def _connect(dsn: str) -> psycopg.Connection:
 
 def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
-
-
-@nb.njit(nogil=True, cache=True)
-def _hash(offsets, data):
-    """FNV-1a with MurmurHash3's finish, so that low bits (the buckets) are mixed."""
-    out = np.empty(len(offsets) - 1, np.uint64)
-    for i in range(len(out)):
-        h = np.uint64(0xCBF29CE484222325)
-        for k in range(offsets[i], offsets[i + 1]):
-            h = (h ^ np.uint64(data[k])) * np.uint64(0x100000001B3)
-        h = (h ^ (h >> np.uint64(33))) * np.uint64(0xFF51AFD7ED558CCD)
-        h = (h ^ (h >> np.uint64(33))) * np.uint64(0xC4CEB9FE1A85EC53)
-        out[i] = h ^ (h >> np.uint64(33))
-    return out
-
-
-@nb.njit(nogil=True, cache=True)
-def _add(rows, sums, hashes, words):
-    mask = np.uint64(len(rows) - 1)
-    for i in range(len(hashes)):
-        bucket = np.int64(hashes[i] & mask)
-        rows[bucket] += 1
-        for k in range(4):
-            sums[bucket, k] += words[i, k]

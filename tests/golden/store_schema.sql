@@ -48,7 +48,14 @@ CREATE TABLE IF NOT EXISTS sync.escalation (
 CREATE TABLE IF NOT EXISTS sync.snapshot (
     link text COLLATE "C", lsn bigint, state text NOT NULL CHECK (state IN ('running', 'done')),
     reason text NOT NULL, started_at timestamptz NOT NULL DEFAULT now(),
-    finished_at timestamptz, PRIMARY KEY (link, lsn));
+    finished_at timestamptz, view_lsn bigint, last_seq integer NOT NULL DEFAULT 0,
+    rows_read bigint NOT NULL DEFAULT 0, rows_estimated bigint, read_at timestamptz,
+    resumes integer NOT NULL DEFAULT 0, resumed_at timestamptz,
+    resumed_rows bigint NOT NULL DEFAULT 0, PRIMARY KEY (link, lsn));
+CREATE TABLE IF NOT EXISTS sync.snapshot_part (
+    link text COLLATE "C", lsn bigint, seq integer, src_table text NOT NULL,
+    ended boolean NOT NULL, behind jsonb NOT NULL, rows bigint NOT NULL,
+    PRIMARY KEY (link, lsn, seq));
 CREATE TABLE IF NOT EXISTS sync.unknown_code (
     campus text COLLATE "C", code_list text COLLATE "C", code text COLLATE "C",
     src_table text COLLATE "C", column_name text COLLATE "C", seen bigint NOT NULL,
@@ -491,6 +498,34 @@ CREATE TABLE IF NOT EXISTS consult.department (
 ) WITH (fillfactor = 50);
 CREATE INDEX IF NOT EXISTS department_patient
     ON consult.department ("patient_id", campus);
+CREATE TABLE IF NOT EXISTS consult.treatment_plan (
+    campus text COLLATE "C" NOT NULL,
+    record_id text COLLATE "C" NOT NULL,
+    "patient_id" text COLLATE "C",
+    "visit_no" text,
+    "title" text,
+    "content" text,
+    "author" text,
+    "signed_by" text,
+    "status" text,
+    "participants" text,
+    "follow_up" text,
+    "written_at" timestamptz,
+    "updated_at" timestamptz,
+    src_table text NOT NULL,
+    src_lsn bigint NOT NULL,
+    src_seq integer NOT NULL,
+    committed_at timestamptz NOT NULL,
+    hlc bigint NOT NULL,
+    lane "char" NOT NULL,
+    security_level smallint NOT NULL,
+    digest bytea STORAGE PLAIN,
+    deleted boolean NOT NULL,
+    version_vector jsonb,
+    PRIMARY KEY (record_id, campus)
+) WITH (fillfactor = 50);
+CREATE INDEX IF NOT EXISTS treatment_plan_patient
+    ON consult.treatment_plan ("patient_id", campus);
 CREATE TABLE IF NOT EXISTS sync.quality_alarm (
     campus text COLLATE "C", table_name text COLLATE "C", record_id text COLLATE "C",
     lsn bigint, seq integer, rule smallint, column_name text NOT NULL, reason text NOT NULL,
@@ -697,3 +732,283 @@ SELECT p.person_id, p.records, p.campuses,
         WHERE v.state = 'open' AND m.person_id = p.person_id) AS reviews_open
 FROM (SELECT person_id, count(*) AS records, array_agg(DISTINCT campus ORDER BY campus) AS campuses
     FROM sync.person_record GROUP BY person_id) p;
+CREATE TABLE IF NOT EXISTS sync.store (
+    id boolean PRIMARY KEY DEFAULT true CHECK (id), name text NOT NULL,
+    change bigint NOT NULL DEFAULT 0, salt integer NOT NULL DEFAULT 0,
+    clock_offset_us bigint NOT NULL DEFAULT 0, distrusted text[] NOT NULL DEFAULT '{}',
+    rules bytea NOT NULL) WITH (fillfactor = 10);
+CREATE TABLE IF NOT EXISTS sync.policy (
+    table_name text COLLATE "C" PRIMARY KEY, editable text[] NOT NULL, created boolean NOT NULL,
+    archived_column text, archived_values text[] NOT NULL, roles text[] NOT NULL);
+CREATE SEQUENCE IF NOT EXISTS sync.hlc;
+CREATE TABLE IF NOT EXISTS sync.edit (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    record_id text COLLATE "C" NOT NULL, table_name text COLLATE "C" NOT NULL,
+    campus text COLLATE "C" NOT NULL, op "char" NOT NULL, actor text NOT NULL,
+    counter bigint NOT NULL, hlc bigint NOT NULL, lane text NOT NULL, role text NOT NULL,
+    editor text NOT NULL, reason text NOT NULL, distrusted text[] NOT NULL,
+    before jsonb, after jsonb);
+CREATE INDEX IF NOT EXISTS edit_record ON sync.edit (record_id, table_name, campus);
+CREATE TABLE IF NOT EXISTS sync.record (
+    record_id text COLLATE "C", table_name text COLLATE "C", campus text COLLATE "C",
+    src_table text NOT NULL DEFAULT '', seen jsonb NOT NULL, record jsonb, change bigint,
+    urgent boolean NOT NULL DEFAULT false,
+    PRIMARY KEY (record_id, table_name, campus)) WITH (fillfactor = 70);
+CREATE INDEX IF NOT EXISTS record_change ON sync.record (change);
+CREATE INDEX IF NOT EXISTS record_urgent ON sync.record (change) WHERE urgent;
+CREATE INDEX IF NOT EXISTS record_campus ON sync.record (campus, table_name, src_table);
+CREATE TABLE IF NOT EXISTS sync.version (
+    record_id text COLLATE "C", table_name text COLLATE "C", campus text COLLATE "C",
+    group_name text COLLATE "C", actor text COLLATE "C", counter numeric, entry jsonb NOT NULL,
+    met_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (record_id, table_name, campus, group_name, actor, counter));
+CREATE TABLE IF NOT EXISTS sync.conflict (
+    id text COLLATE "C" PRIMARY KEY, record_id text NOT NULL, table_name text NOT NULL,
+    campus text NOT NULL, group_name text NOT NULL, rule text NOT NULL, alarm text NOT NULL,
+    assignee text NOT NULL, versions integer NOT NULL,
+    state text NOT NULL CHECK (state IN ('open', 'settled', 'closed')),
+    opened_at timestamptz NOT NULL DEFAULT now(), closed_at timestamptz);
+CREATE INDEX IF NOT EXISTS conflict_open ON sync.conflict (state) WHERE state <> 'closed';
+CREATE TABLE IF NOT EXISTS sync.exchange (
+    peer text COLLATE "C", lane text COLLATE "C", incarnation text NOT NULL,
+    change bigint NOT NULL, received bigint NOT NULL DEFAULT 0, learned bigint NOT NULL DEFAULT 0,
+    lag_us bigint NOT NULL DEFAULT 0, lag_us_max bigint NOT NULL DEFAULT 0,
+    moved_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (peer, lane)) WITH (fillfactor = 50);
+CREATE OR REPLACE FUNCTION sync.refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION 'campus-sync: %.% is history and is only added to',
+        TG_TABLE_SCHEMA, TG_TABLE_NAME USING ERRCODE = '42501';
+END $$;
+CREATE OR REPLACE TRIGGER campus_sync_history BEFORE UPDATE OR DELETE ON sync.version
+    FOR EACH STATEMENT EXECUTE FUNCTION sync.refuse_change();
+
+-- Another one whenever the store may have gone back to a backup: a copy always runs in another
+-- server process or under another oid. salt: for tables that were restored by hand.
+CREATE OR REPLACE FUNCTION sync.incarnation() RETURNS text LANGUAGE sql STABLE AS $$
+    SELECT substr(md5(concat_ws('/', (SELECT system_identifier FROM pg_control_system()),
+        (SELECT oid FROM pg_database WHERE datname = current_database()),
+        (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint,
+        (SELECT salt FROM sync.store))), 1, 10);
+$$;
+CREATE OR REPLACE FUNCTION sync.wall_us() RETURNS bigint LANGUAGE sql VOLATILE AS $$
+    SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint
+        + coalesce((SELECT clock_offset_us FROM sync.store), 0);
+$$;
+-- The hybrid logical clock of schemas/hlc.py. A sequence never goes back with a transaction and
+-- is not held until the end of one, so clients do not wait for each other.
+CREATE OR REPLACE FUNCTION sync.tick() RETURNS bigint LANGUAGE plpgsql VOLATILE AS $$
+DECLARE
+    wall bigint := sync.wall_us();
+    stamp bigint := ((wall / 1000) << 16) | ((wall % 1000) << 6);
+    following bigint := nextval('sync.hlc');
+BEGIN
+    RETURN CASE WHEN stamp > following THEN setval('sync.hlc', stamp) ELSE following END;
+END $$;
+
+CREATE OR REPLACE FUNCTION sync.refuse_edit(what text, remedy text) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION 'campus-sync: %', what
+        USING HINT = 'Remedy: ' || remedy, ERRCODE = 'raise_exception';
+END $$;
+
+CREATE OR REPLACE FUNCTION sync.check_edit(
+    op text, policy sync.policy, before jsonb, after jsonb, what text) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+    own constant text[] := ARRAY['src_table', 'src_lsn', 'src_seq', 'committed_at', 'hlc', 'lane',
+        'security_level', 'digest', 'version_vector'];
+    changed text[];
+    wrong text;
+BEGIN
+    IF op = 'INSERT' THEN
+        IF NOT policy.created THEN
+            PERFORM sync.refuse_edit(what || ' is created by the campus''s own system alone',
+                'register it there; it arrives here by itself.');
+        ELSIF after ->> 'src_table' <> '' OR (after ->> 'src_lsn')::bigint <> 0
+            OR after ->> 'version_vector' IS NOT NULL OR (after ->> 'deleted')::boolean THEN
+            PERFORM sync.refuse_edit('a client gives ' || what || ' a place in a source''s log',
+                'leave out src_table, src_lsn, version_vector and deleted.');
+        END IF;
+        RETURN;
+    END IF;
+    IF (before ->> 'deleted')::boolean THEN
+        PERFORM sync.refuse_edit(what || ' is deleted and cannot be changed',
+            'add `AND NOT deleted` to the WHERE; to bring it back, a person decides.');
+    END IF;
+    IF before ->> policy.archived_column = ANY (policy.archived_values) THEN
+        PERFORM sync.refuse_edit(what || ' is archived and is not changed any more',
+            'write a new one, or have a person decide by `campus-sync conflicts resolve`.');
+    END IF;
+    IF op = 'DELETE' THEN
+        IF NOT policy.created THEN
+            PERFORM sync.refuse_edit(what || ' is removed by the campus''s own system alone',
+                'remove it there.');
+        END IF;
+        RETURN;
+    END IF;
+    changed := ARRAY(SELECT o.key FROM jsonb_each(before) o
+        WHERE o.value IS DISTINCT FROM after -> o.key AND o.key <> 'deleted' ORDER BY o.key);
+    wrong := (SELECT string_agg(name, ', ') FROM unnest(changed) name
+        WHERE name <> ALL (policy.editable));
+    IF wrong IS NOT NULL AND changed && ARRAY['campus', 'record_id'] THEN
+        PERFORM sync.refuse_edit('the key of ' || what || ' is changed',
+            'delete it and insert another one.');
+    ELSIF wrong IS NOT NULL AND changed && own THEN
+        PERFORM sync.refuse_edit(wrong || ' of ' || what || ' are the sync''s own',
+            'leave them out of the SET list.');
+    ELSIF wrong IS NOT NULL THEN
+        PERFORM sync.refuse_edit(wrong || ' of ' || what || ' has one writer, which is not here',
+            'edit only ' || array_to_string(policy.editable, ', ')
+            || '; the rest changes in the campus''s own system.');
+    ELSIF (after ->> 'deleted')::boolean AND changed <> '{}' THEN
+        PERFORM sync.refuse_edit(what || ' is changed and deleted at once',
+            'do one after the other.');
+    ELSIF (after ->> 'deleted')::boolean AND NOT policy.created THEN
+        PERFORM sync.refuse_edit(what || ' is removed by the campus''s own system alone',
+            'remove it there.');
+    END IF;
+END $$;
+
+CREATE OR REPLACE FUNCTION sync.take_edit() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp SET TimeZone = 'UTC' AS $$
+DECLARE
+    own constant text[] := ARRAY['src_table', 'src_lsn', 'src_seq', 'committed_at', 'hlc', 'lane',
+        'security_level', 'digest', 'version_vector'];
+    store sync.store;
+    policy sync.policy;
+    before jsonb := CASE WHEN TG_OP <> 'INSERT' THEN to_jsonb(OLD) END;
+    after jsonb := CASE WHEN TG_OP <> 'DELETE' THEN to_jsonb(NEW) END;
+    key jsonb := coalesce(before, after);
+    target text := format('%I.%I', TG_TABLE_SCHEMA, TG_TABLE_NAME);
+    gone boolean := TG_OP = 'DELETE' OR (after ->> 'deleted')::boolean;
+    edit_role text := coalesce(current_setting('campus_sync.role', true), '');
+    edit_lane text := coalesce(nullif(current_setting('campus_sync.lane', true), ''), 'routine');
+    edit_editor text := coalesce(
+        nullif(current_setting('campus_sync.editor', true), ''), session_user);
+    known jsonb;
+    actor text;
+    counter bigint;
+    stamp bigint;
+    session text := coalesce(current_setting('campus_sync.session', true), '');
+BEGIN
+    SELECT * INTO store FROM sync.store;
+    IF NOT FOUND THEN
+        -- Rows laid by hand by whoever owns the store, before it takes part in anything.
+        IF has_table_privilege(session_user, 'sync.store', 'UPDATE') THEN RETURN NULL; END IF;
+        PERFORM sync.refuse_edit('this consult store is not open for edits yet',
+            'start `campus-sync run` once: it gives the store its name and its policies.');
+    END IF;
+    SELECT * INTO policy FROM sync.policy p WHERE p.table_name = TG_TABLE_NAME;
+    IF TG_OP = 'UPDATE' AND before - own = after - own
+        AND (before = after OR has_table_privilege(session_user, 'sync.store', 'UPDATE')) THEN
+        RETURN NULL;
+    ELSIF TG_OP = 'DELETE' AND OLD.deleted THEN  -- It stays, as what it is.
+        PERFORM set_config('campus_sync.session', 'sync', true);
+        EXECUTE format('INSERT INTO %s SELECT ($1).*', target) USING OLD;
+        PERFORM set_config('campus_sync.session', session, true);
+        RETURN NULL;
+    END IF;
+    PERFORM sync.check_edit(TG_OP, policy, before, after, 'this row of ' || TG_TABLE_NAME);
+    IF edit_lane NOT IN ('emergency', 'routine') THEN
+        PERFORM sync.refuse_edit('campus_sync.lane is neither emergency nor routine',
+            'SET campus_sync.lane = ''emergency'', or leave it out.');
+    ELSIF edit_role <> '' AND edit_role <> ALL (policy.roles) THEN
+        PERFORM sync.refuse_edit('campus_sync.role is no role',
+            'SET campus_sync.role to one of ' || array_to_string(policy.roles, ', ') || '.');
+    END IF;
+    IF TG_OP <> 'INSERT' THEN known := OLD.version_vector; END IF;
+    IF known IS NULL THEN  -- A number that was there before goes on with its count.
+        SELECT r.seen INTO known FROM sync.record r WHERE r.record_id = key ->> 'record_id'
+            AND r.table_name = TG_TABLE_NAME AND r.campus = key ->> 'campus' FOR UPDATE;
+    END IF;
+    IF known IS NULL AND key ->> 'src_table' <> '' THEN  -- schemas.versions.source_dot
+        known := jsonb_build_object('@' || OLD.campus,
+            greatest(1, OLD.src_lsn::numeric * 2147483648 + OLD.src_seq));
+    END IF;
+    known := coalesce(known, '{}');
+    actor := store.name || '.' || sync.incarnation();
+    counter := coalesce((known ->> actor)::bigint, 0) + 1;
+    known := known || jsonb_build_object(actor, counter);
+    stamp := sync.tick();
+    INSERT INTO sync.edit (record_id, table_name, campus, op, actor, counter, hlc, lane, role,
+        editor, reason, distrusted, before, after)
+    VALUES (key ->> 'record_id', TG_TABLE_NAME, key ->> 'campus',
+        CASE WHEN gone THEN 'D' ELSE left(TG_OP, 1) END::"char", actor, counter, stamp,
+        edit_lane, edit_role, edit_editor,
+        coalesce(current_setting('campus_sync.reason', true), ''), store.distrusted,
+        before, after);
+    INSERT INTO sync.record AS r (record_id, table_name, campus, src_table, seen)
+    VALUES (key ->> 'record_id', TG_TABLE_NAME, key ->> 'campus', key ->> 'src_table', known)
+    ON CONFLICT (record_id, table_name, campus) DO UPDATE SET seen = excluded.seen;
+    -- What follows is the sync's own. (CREATE FUNCTION .. SET would need a superuser.)
+    PERFORM set_config('campus_sync.session', 'sync', true);
+    IF TG_OP = 'DELETE' AND key ->> 'src_table' <> '' THEN  -- It stays as a guard of its key.
+        EXECUTE format('INSERT INTO %s SELECT (jsonb_populate_record($1, $2)).*', target)
+            USING OLD, '{"deleted": true}'::jsonb;
+    END IF;
+    IF gone AND key ->> 'src_table' = '' THEN
+        EXECUTE format('DELETE FROM %s WHERE record_id = $1 AND campus = $2', target)
+            USING key ->> 'record_id', key ->> 'campus';
+    ELSE
+        EXECUTE format('UPDATE %s SET version_vector = $3, hlc = $4, lane = $5::"char",'
+            || ' committed_at = clock_timestamp(), digest = NULL'
+            || ' WHERE record_id = $1 AND campus = $2', target)
+            USING key ->> 'record_id', key ->> 'campus', known, stamp, upper(left(edit_lane, 1));
+    END IF;
+    PERFORM set_config('campus_sync.session', session, true);
+    RETURN NULL;
+END $$;
+ALTER TABLE consult.patient
+    ALTER src_table SET DEFAULT '', ALTER src_lsn SET DEFAULT 0, ALTER src_seq SET DEFAULT 0,
+    ALTER committed_at SET DEFAULT clock_timestamp(), ALTER hlc SET DEFAULT 0,
+    ALTER lane SET DEFAULT 'R', ALTER security_level SET DEFAULT 4,
+    ALTER deleted SET DEFAULT false;
+CREATE OR REPLACE TRIGGER campus_sync_edit AFTER INSERT OR UPDATE OR DELETE ON consult.patient
+    FOR EACH ROW WHEN (current_setting('campus_sync.session', true) IS DISTINCT FROM 'sync'
+        OR NOT has_table_privilege('sync.store'::regclass, 'UPDATE'))
+    EXECUTE FUNCTION sync.take_edit();
+ALTER TABLE consult.emr_document
+    ALTER src_table SET DEFAULT '', ALTER src_lsn SET DEFAULT 0, ALTER src_seq SET DEFAULT 0,
+    ALTER committed_at SET DEFAULT clock_timestamp(), ALTER hlc SET DEFAULT 0,
+    ALTER lane SET DEFAULT 'R', ALTER security_level SET DEFAULT 5,
+    ALTER deleted SET DEFAULT false;
+CREATE OR REPLACE TRIGGER campus_sync_edit AFTER INSERT OR UPDATE OR DELETE ON consult.emr_document
+    FOR EACH ROW WHEN (current_setting('campus_sync.session', true) IS DISTINCT FROM 'sync'
+        OR NOT has_table_privilege('sync.store'::regclass, 'UPDATE'))
+    EXECUTE FUNCTION sync.take_edit();
+ALTER TABLE consult.consultation
+    ALTER src_table SET DEFAULT '', ALTER src_lsn SET DEFAULT 0, ALTER src_seq SET DEFAULT 0,
+    ALTER committed_at SET DEFAULT clock_timestamp(), ALTER hlc SET DEFAULT 0,
+    ALTER lane SET DEFAULT 'R', ALTER security_level SET DEFAULT 5,
+    ALTER deleted SET DEFAULT false;
+CREATE OR REPLACE TRIGGER campus_sync_edit AFTER INSERT OR UPDATE OR DELETE ON consult.consultation
+    FOR EACH ROW WHEN (current_setting('campus_sync.session', true) IS DISTINCT FROM 'sync'
+        OR NOT has_table_privilege('sync.store'::regclass, 'UPDATE'))
+    EXECUTE FUNCTION sync.take_edit();
+ALTER TABLE consult.treatment_plan
+    ALTER src_table SET DEFAULT '', ALTER src_lsn SET DEFAULT 0, ALTER src_seq SET DEFAULT 0,
+    ALTER committed_at SET DEFAULT clock_timestamp(), ALTER hlc SET DEFAULT 0,
+    ALTER lane SET DEFAULT 'R', ALTER security_level SET DEFAULT 5,
+    ALTER deleted SET DEFAULT false;
+CREATE OR REPLACE TRIGGER campus_sync_edit AFTER INSERT OR UPDATE OR DELETE ON consult.treatment_plan
+    FOR EACH ROW WHEN (current_setting('campus_sync.session', true) IS DISTINCT FROM 'sync'
+        OR NOT has_table_privilege('sync.store'::regclass, 'UPDATE'))
+    EXECUTE FUNCTION sync.take_edit();
+CREATE TABLE IF NOT EXISTS sync.two_phase_log (
+    id boolean PRIMARY KEY DEFAULT true CHECK (id), last bigint NOT NULL);
+CREATE TABLE IF NOT EXISTS sync.two_phase (
+    id text COLLATE "C" PRIMARY KEY,
+    state text NOT NULL CHECK
+        (state IN ('preparing', 'commit', 'abort', 'held', 'committed', 'aborted')),
+    reason text NOT NULL DEFAULT '', deadline timestamptz NOT NULL, content json,
+    begun_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    decided_at timestamptz, finished_at timestamptz);
+CREATE INDEX IF NOT EXISTS two_phase_unfinished ON sync.two_phase (state)
+    WHERE state NOT IN ('committed', 'aborted');
+CREATE TABLE IF NOT EXISTS sync.two_phase_branch (
+    id text COLLATE "C" REFERENCES sync.two_phase ON DELETE CASCADE, branch text COLLATE "C",
+    state text NOT NULL CHECK (state IN ('asked', 'missing', 'done')), done_at timestamptz,
+    PRIMARY KEY (id, branch));

@@ -1,6 +1,7 @@
 """campuses.yaml: what is accepted, what is refused, and that a refusal shows line and remedy."""
 
 import pathlib
+import urllib.parse
 
 import pytest
 import yaml
@@ -275,3 +276,20 @@ def test_codes_stay_text(tmp_path):
 
 def test_model_declares_each_limit_once():
     assert Config.model_fields["limits"].annotation.model_fields.keys() == vars(Limits()).keys()
+
+
+def test_two_phase_names_mariadb_copies_beside_the_stores(write):
+    assert load(write(GOOD)).two_phase.mode == "off"
+    assert load(write(GOOD + "two_phase: {mode: off}\n")).two_phase.mode == "off"  # YAML's false.
+    text = (
+        GOOD + 'two_phase: {mode: degrade, branches: {west: "mariadb://u@h/c?password_file=p"}}\n'
+    )
+    path = write(text)
+    found = load(path).two_phase
+    assert (found.mode, found.deadline_s) == ("degrade", 10)
+    assert urllib.parse.unquote(found.branches["west"]).endswith(f"password_file={path.parent}/p")
+    assert "is a store's name" in refusal(write(text.replace("west:", "main:")))
+    assert "is not the address of a mariadb source" in refusal(
+        write(text.replace("mariadb://", "postgresql://"))
+    )
+    assert "two_phase.deadline_s" in refusal(write(GOOD + "two_phase: {deadline_s: 0}\n"))

@@ -39,6 +39,19 @@ END $$;
 """
 
 
+# How far a snapshot has come: one of before has no `read_at`, and begins anew.
+_SNAPSHOTS_OF_3 = """\
+ALTER TABLE IF EXISTS sync.snapshot ADD COLUMN IF NOT EXISTS view_lsn bigint,
+    ADD COLUMN IF NOT EXISTS last_seq integer NOT NULL DEFAULT 0,
+    ADD COLUMN IF NOT EXISTS rows_read bigint NOT NULL DEFAULT 0,
+    ADD COLUMN IF NOT EXISTS rows_estimated bigint,
+    ADD COLUMN IF NOT EXISTS read_at timestamptz,
+    ADD COLUMN IF NOT EXISTS resumes integer NOT NULL DEFAULT 0,
+    ADD COLUMN IF NOT EXISTS resumed_at timestamptz,
+    ADD COLUMN IF NOT EXISTS resumed_rows bigint NOT NULL DEFAULT 0;
+"""
+
+
 def _add_columns() -> str:
     return "".join(
         f'ALTER TABLE IF EXISTS consult.{table} ADD COLUMN IF NOT EXISTS "{column}" text;\n'
@@ -47,7 +60,10 @@ def _add_columns() -> str:
     )
 
 
-MIGRATIONS: tuple[Migration, ...] = (Migration(2, _READ_AGAIN + _add_columns()),)
+MIGRATIONS: tuple[Migration, ...] = (
+    Migration(2, _READ_AGAIN + _add_columns()),
+    Migration(3, _SNAPSHOTS_OF_3),
+)
 
 
 def pending(version: int) -> tuple[Migration, ...]:

@@ -6,10 +6,13 @@ import psycopg
 
 from schemas.entities import TABLES
 from schemas.errors import ConfigError
+from schemas.store_tables import STORE_TABLES
 from schemas.tables import POSTGRES_TYPES, Column, Table
+from transforms.deliver.edit_schema import edit_ddl
 from transforms.deliver.person_schema import person_ddl
 from transforms.deliver.quality_schema import QUALITY_DDL, changed_ddl
 from transforms.deliver.store_migrations import MIGRATIONS, pending
+from transforms.deliver.two_phase_schema import TWO_PHASE_DDL
 
 SCHEMA_VERSION = MIGRATIONS[-1].to
 
@@ -91,7 +94,14 @@ CREATE TABLE IF NOT EXISTS sync.escalation (
 CREATE TABLE IF NOT EXISTS sync.snapshot (
     link text COLLATE "C", lsn bigint, state text NOT NULL CHECK (state IN ('running', 'done')),
     reason text NOT NULL, started_at timestamptz NOT NULL DEFAULT now(),
-    finished_at timestamptz, PRIMARY KEY (link, lsn));
+    finished_at timestamptz, view_lsn bigint, last_seq integer NOT NULL DEFAULT 0,
+    rows_read bigint NOT NULL DEFAULT 0, rows_estimated bigint, read_at timestamptz,
+    resumes integer NOT NULL DEFAULT 0, resumed_at timestamptz,
+    resumed_rows bigint NOT NULL DEFAULT 0, PRIMARY KEY (link, lsn));
+CREATE TABLE IF NOT EXISTS sync.snapshot_part (
+    link text COLLATE "C", lsn bigint, seq integer, src_table text NOT NULL,
+    ended boolean NOT NULL, behind jsonb NOT NULL, rows bigint NOT NULL,
+    PRIMARY KEY (link, lsn, seq));
 CREATE TABLE IF NOT EXISTS sync.unknown_code (
     campus text COLLATE "C", code_list text COLLATE "C", code text COLLATE "C",
     src_table text COLLATE "C", column_name text COLLATE "C", seen bigint NOT NULL,
@@ -178,10 +188,11 @@ def _family_ddl(table: Table) -> str:
 @functools.cache
 def store_ddl() -> str:
     """Returns the whole DDL of a consult store: deterministic, idempotent, one text."""
-    tables = "".join(table_ddl(table) for table in TABLES.values())
+    tables = "".join(table_ddl(table) for table in (*TABLES.values(), *STORE_TABLES.values()))
     return (
         f"CREATE SCHEMA IF NOT EXISTS consult;\nCREATE SCHEMA IF NOT EXISTS sync;\n"
-        f"{_SYNC_TABLES}{tables}{QUALITY_DDL}{changed_ddl()}{person_ddl()}"
+        f"{_SYNC_TABLES}{tables}{QUALITY_DDL}{changed_ddl()}{person_ddl()}{edit_ddl()}"
+        f"{TWO_PHASE_DDL}"
     )
 
 

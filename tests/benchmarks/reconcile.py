@@ -27,7 +27,8 @@ SELECT i, 'M' || i %% 100000, 'V' || i %% 300000, 36 + i %% 30 / 10.0, 60 + i %%
 FROM generate_series(%s::int, %s::int) i"""
 FLIP = """\
 UPDATE consult.vital_sign
-SET patient_id = left(patient_id, -1) || chr(ascii(right(patient_id, 1)) # 1) WHERE record_id = %s"""
+SET patient_id = left(patient_id, -1) || chr(ascii(right(patient_id, 1)) # 1)
+WHERE record_id = %s"""
 CHUNK = 100_000
 LIMITS = {"in_flight_rows": 200_000, "batch_rows": 20_000, "gather_s": 0.02}
 

@@ -163,6 +163,7 @@ def _print(made: Reconciliation, console: Console, path: pathlib.Path, key: str)
             place = f"{pair.store} and {pair.other}: {pair.table} of {pair.campus}"
             console.print(f"[red]unlike[/]  {place}, among edited records or deletions")
     unlike = sum(one.differing for one in made.links)
-    done = "mended" if made.repair else "found; --repair mends them"
-    console.print(f"{unlike:,} rows differed, {sum(r.mended for r in made.links):,} of them {done}")
+    mended = sum(one.mended for one in made.links)
+    remedy = "; --repair mends them" if unlike and not made.repair else ""
+    console.print(f"{unlike:,} rows differed, {mended:,} of them mended{remedy}")
     console.print(f"{'[green]sound[/]' if made.sound else '[red]not sound[/]'}  {path}, key {key}")

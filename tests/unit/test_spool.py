@@ -1,5 +1,7 @@
 """A spool's bounds: memory, then disk, then nothing more."""
 
+import os
+
 import pytest
 
 from schemas.positions import Position
@@ -52,3 +54,26 @@ def test_it_has_room_again_once_something_is_acknowledged(spool):
     spool.append(BATCHES[last + 1])
     assert spool.memory_bytes
     assert spool.take() == BATCHES[last + 1]
+
+
+def test_a_patients_rows_are_found_though_they_are_acknowledged_meanwhile(spool, monkeypatch):
+    monkeypatch.setattr("transforms.capture.spool._SEGMENT_BYTES", 2 * BATCHES[0].nbytes)
+    for batch in BATCHES[:9]:
+        spool.append(batch)
+    patient = BATCHES[6].tables["lab_result"]["patient_id"][3].as_py()
+    expected = [
+        rows
+        for batch in BATCHES[:9]
+        for rows in [batch.tables["lab_result"]]
+        if patient in rows["patient_id"].to_pylist()
+    ]
+    pinned = spool.pin()
+    opened = len(os.listdir("/proc/self/fd"))
+    spool.acknowledge(BATCHES[8].end)
+    assert len(os.listdir("/proc/self/fd")) == opened
+    found = spool.rows_of(pinned, {patient})["lab_result"]
+    assert len(found) == len(expected) > 0
+    assert {part["patient_id"][0].as_py() for part in found} == {patient}
+    spool.unpin(pinned)
+    assert len(os.listdir("/proc/self/fd")) < opened
+    assert spool.rows_of(spool.pin(), {patient}) == {}

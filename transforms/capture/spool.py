@@ -44,6 +44,7 @@ class _Segment:
         os.unlink(name)
         self.size = 0
         self.entries = 0
+        self.pins = 0
 
     def append(self, data: bytes) -> int:
         offset = self.size
@@ -159,12 +160,31 @@ class Spool:
         self._cursor = 0
         self.pending_rows = sum(entry.rows for entry in self._entries)
 
-    def rows_of(self, patients: set[str]) -> dict[str, list[pa.RecordBatch]]:
-        """Returns the spooled rows of these patients, by table, in log order."""
+    def pin(self) -> list[_Entry]:
+        """Returns what is spooled, to be read without the lock until it is given to `unpin`."""
+        pinned = list(self._entries)
+        for entry in pinned:
+            if entry.segment is not None:
+                entry.segment.pins += 1
+        return pinned
+
+    def unpin(self, pinned: list[_Entry]) -> None:
+        """Ends a `pin`: what was acknowledged meanwhile goes."""
+        for entry in pinned:
+            if entry.segment is not None:
+                entry.segment.pins -= 1
+                if entry.segment is not self._segment:
+                    self._retire(entry.segment)
+
+    def rows_of(self, pinned: list[_Entry], patients: set[str]) -> dict[str, list[pa.RecordBatch]]:
+        """Returns the pinned rows of these patients, by table, in log order.
+
+        Needs no lock: it may have to read gigabytes, for which nobody should wait.
+        """
         wanted = pa.array(sorted(patients), pa.utf8())
         hashes = _hash_patients(wanted)
         found: dict[str, list[pa.RecordBatch]] = {}
-        for entry in self._entries:
+        for entry in pinned:
             if entry.patients is not None and not np.isin(hashes, entry.patients).any():
                 continue
             for name, rows in self._load(entry).tables.items():
@@ -214,7 +234,7 @@ class Spool:
 
     @staticmethod
     def _retire(segment: _Segment | None) -> None:
-        if segment is not None and segment.entries == 0:
+        if segment is not None and segment.entries == 0 and segment.pins == 0:
             segment.close()
 
 

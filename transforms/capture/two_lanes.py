@@ -3,6 +3,8 @@
 import threading
 from collections.abc import Callable
 
+import pyarrow as pa
+
 from schemas.batches import ChangeBatch, Lane
 from schemas.links import LinkSettings
 from schemas.positions import START, Position
@@ -90,8 +92,8 @@ class TwoLanes:
         """Queues the next stretch in both lanes."""
         routine = self._preparer.routine(stretch, read_us)
         opened = {change[0] for change in stretch.escalations if change[4]}
+        waiting = self._waiting_of(opened) if opened else {}
         with self._changed:
-            waiting = self._spools[Lane.ROUTINE].rows_of(opened) if opened else {}
             urgent = self._preparer.emergency(stretch, routine, self._urgent_to, waiting)
             # After a restart the log is read again from the routine ledger; what the emergency
             # lane had passed by then needs no second copy.
@@ -101,6 +103,17 @@ class TwoLanes:
             self._senders[Lane.ROUTINE].add(routine)
             self.read_to = stretch.end
             self._changed.notify_all()
+
+    def _waiting_of(self, patients: set[str]) -> dict[str, list[pa.RecordBatch]]:
+        """Returns what the routine lane still holds of these patients."""
+        spool = self._spools[Lane.ROUTINE]
+        with self._changed:
+            pinned = spool.pin()
+        try:
+            return spool.rows_of(pinned, patients)
+        finally:
+            with self._changed:
+                spool.unpin(pinned)
 
     def next(self, wait_s: float) -> ChangeBatch | None:
         """Returns the next batch to send, emergencies first, or None after `wait_s`."""

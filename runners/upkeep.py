@@ -16,6 +16,7 @@ from collections.abc import Callable
 import psycopg
 
 from pipelines import empi
+from pipelines.in_doubt import recover_quietly
 from pipelines.quality import captured, check_one
 from schemas.clocks import monotonic_s
 from schemas.config import OFF, Config
@@ -141,6 +142,11 @@ class Upkeep(contextlib.ExitStack):
                 judge = Judge(config, store, rules.quality)
                 name = f"quality of store {store}"
                 self._works.append(Repeated(name, judge, config.quality_every_s, gate))
+        if config.two_phase.mode != OFF:
+            recover = functools.partial(recover_quietly, config)
+            every_s = config.two_phase.deadline_s
+            # A branch that is frozen may hold it for seconds: nothing else waits for that.
+            self._works.append(Repeated("two-phase recovery", recover, every_s, threading.Lock()))
 
     def __enter__(self) -> typing.Self:
         super().__enter__()

@@ -37,6 +37,7 @@ UNREADABLE = (psycopg.Error, SourceUnavailable)
 _GROUP_ROWS = 1_000_000  # Of one side, looked at together where buckets differ: 200 bytes each.
 _BY_IDS_MAX = 50_000  # Beyond, reading whole tables is faster than asking for rows.
 _ROTTEN_MAX = 10_000
+LSN_MAX = 2**63 - 1
 _ROUNDS = 4
 _POLL_S = 0.1
 _FIRST_WAIT_S = 2.0  # The first pass may find too much: the second one waits in earnest.
@@ -46,6 +47,9 @@ _FOLLOWED = """\
 SELECT coalesce((SELECT max(lsn) FROM sync.snapshot WHERE link = %(link)s), 0),
     coalesce((SELECT lsn FROM sync.progress WHERE link = %(link)s AND lane = 'routine'), 0)"""
 _REACHED = "SELECT lsn, seq FROM sync.progress WHERE link = %s AND lane = 'routine'"
+_ANYWHERE = """\
+SELECT greatest((SELECT max(lsn) FROM sync.progress WHERE link = %s),
+    (SELECT max(end_lsn) FROM sync.island WHERE link = %s), 0)"""
 _LETTERS = """\
 SELECT letter_id, src_table, lsn, seq, ascii(op::text),
     (extract(epoch FROM committed_at) * 1000000)::bigint, reason, column_name, key_id, sealed
@@ -173,14 +177,22 @@ class FirstLook:
         return sorted({*ids, *theirs.rotten_ids}), np.empty(0, np.int64)
 
 
-def differences(mine: Rows, theirs: Rows, read_lsn: int, excuses: Excuses) -> Found:
+def differences(
+    mine: Rows, theirs: Rows, read_lsn: int, excuses: Excuses, reached_lsn: int = LSN_MAX
+) -> Found:
     """Returns how a store's rows differ from the source's; both are sets of distinct ids.
 
     Args:
       mine: the source's, all live. theirs: the store's, with tombstones.
       read_lsn: of the source, before it was read: later changes of the store are `moving`.
+      reached_lsn: what the store's ledgers have come to since; beyond it no row has a place, and
+        one that claims to is not moving.
     """
     found = Found()
+
+    def later(lsn: np.ndarray) -> np.ndarray:
+        return (lsn > read_lsn) & (lsn <= reached_lsn)
+
     gone = theirs.where(~theirs.live)
     theirs = theirs.where(theirs.live)
 
@@ -205,15 +217,14 @@ def differences(mine: Rows, theirs: Rows, read_lsn: int, excuses: Excuses) -> Fo
     _, i, j = np.intersect1d(mine.hashes, theirs.hashes, return_indices=True)
     unlike = (mine.words[i] != theirs.words[j]).any(axis=1)
     both = _chosen(theirs, j[unlike])
-    sort("different", both, both.lsn > read_lsn)
+    sort("different", both, later(both.lsn))
     alike = _chosen(theirs, j[~unlike])
     rotten = alike.where(alike.rotten)
     sort("rotten", rotten, np.zeros(len(rotten), np.bool_))
     extra = _others(theirs, j)
-    sort("extra", extra, extra.lsn > read_lsn)
+    sort("extra", extra, later(extra.lsn))
     missing = _others(mine, i)
-    later = gone.hashes[gone.lsn > read_lsn]
-    sort("missing", missing, np.isin(missing.hashes, later))
+    sort("missing", missing, np.isin(missing.hashes, gone.hashes[later(gone.lsn)]))
     return found
 
 
@@ -292,7 +303,7 @@ class Ends:
         What was deleted before a store's last snapshot, that store may never have met. Stores
         that do not answer are passed over.
         """
-        after, to = 0, 2**63 - 1
+        after, to = 0, LSN_MAX
         for link in self.links(campus):
             with contextlib.suppress(psycopg.Error), self.stores[link.store].connect() as conn:
                 begun, reached = conn.execute(_FOLLOWED, {"link": link.name}).fetchone()
@@ -459,10 +470,11 @@ class Ends:
         with store.connect() as conn:
             self.wait(conn, link.name, reading.covered_lsn)
             theirs = pick(store.rows(conn, link.source, table, ids))
+            (reached_lsn,) = conn.execute(_ANYWHERE, (link.name, link.name)).fetchone()
         refused = self.sources[link.source].refused.get(table, ())
         known = np.fromiter(refused, np.uint64, len(refused))
         excuses = dataclasses.replace(excuses, refused=np.union1d(excuses.refused, known))
-        return differences(mine, theirs, reading.read_lsn, excuses)
+        return differences(mine, theirs, reading.read_lsn, excuses, reached_lsn)
 
     def excuses(self, link: Link, table: str, edited: np.ndarray | None = None) -> Excuses:
         """Returns what accounts for rows of a table that differ.

@@ -477,10 +477,12 @@ class MariadbSide(SourceSide):
 
         with consistent_point(self._dsn) as point:
             # A ledger at the log's end stands at the border, before every snapshot there.
+            # Whatever else was read at this place of the log is the same.
+            place = last_before_transaction(point.lsn)
             yield Reading(
-                point.lsn,
+                place,
                 border_at(point.lsn),
-                last_before_transaction(point.lsn),
+                place,
                 point.taken_us,
                 lambda table, ids: self._changes(table, ids, read),
             )

@@ -215,6 +215,20 @@ def test_mending_twice_at_one_end_of_the_log_mends(made, tmp_path):
     made.site.prove()
 
 
+def test_a_row_that_claims_a_place_beyond_the_log_is_not_taken_for_moving(made, tmp_path):
+    """The guard lets nothing pass it: it is told, and left to a person."""
+    with made.store("primary") as store:
+        store.execute(
+            "UPDATE consult.vital_sign SET visit_no = 'no', src_lsn = src_lsn + (1::bigint << 50)"
+            " WHERE record_id = %s",
+            made.take(1),
+        )
+    left = made.run(tmp_path / "left", repair=True, tables=("vital_sign",))
+    assert [(one.different, one.mended, one.sound) for one in left.links] == [
+        (1, 0, False) if one.store == "primary" else (0, 0, True) for one in left.links
+    ]
+
+
 def test_a_store_that_does_not_follow_is_not_mended(made, tmp_path):
     with made.site.hospital() as hospital:
         hospital.execute("SELECT pg_logical_emit_message(true, '', '')")

@@ -68,7 +68,7 @@ class Hospital:
         self.path.write_text(yaml.safe_dump(self.content))
         self.map()
         self.source = psycopg.connect(source, autocommit=True)
-        self.source.execute("CREATE ROLE sync") if not self._has_role() else None
+        self.source.execute("CREATE ROLE sync LOGIN REPLICATION") if not self._has_role() else None
         for name in ("hospital.sql", "publish.sql"):
             self.source.execute((EMBEDDED / name).read_text())
         self.store = ledger.connect(store)

@@ -216,7 +216,7 @@ def test_a_client_without_rights_in_sync_may_edit_and_not_pass_for_the_sync(stor
             f"INSERT INTO consult.{PLAN} (campus, record_id, title) VALUES ('e', 'w', 'x')"
         )
         with pytest.raises(psycopg.errors.RaiseException, match="sync's own"):
-            ward.execute(f"UPDATE consult.{PLAN} SET version_vector = NULL")
+            ward.execute(f"UPDATE consult.{PLAN} SET version_vector = NULL WHERE record_id = 'w'")
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             ward.execute("UPDATE sync.store SET clock_offset_us = 1")
     editor = "SELECT editor, role, lane FROM sync.edit WHERE record_id = 'w'"

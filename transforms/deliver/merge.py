@@ -278,7 +278,7 @@ class TableMerger:
           ContendedError: to be tried again from the start of the transaction.
           psycopg.Error: anything but a row's content; the transaction is lost.
         """
-        edited = self._sources and self._sources.edited(compacted.rows["record_id"])
+        edited = self._edited(compacted)
         if edited is None:
             return self._merge(compacted)
         outcomes = np.full(compacted.rows.num_rows, Outcome.DEAD, np.uint8)
@@ -350,8 +350,6 @@ class TableMerger:
         rows = compacted.rows
         if rows.num_rows > EXPRESS_ROWS_MAX:
             return False
-        if self._sources and self._sources.edited(rows["record_id"]) is not None:
-            return False
         unknown = rows["_unchanged"].to_numpy() != 0
         undigested = rows["_digest"].is_null().to_numpy(zero_copy_only=False)
         if not (~(unknown | undigested) | _bare(self._table, rows)).all():
@@ -363,6 +361,14 @@ class TableMerger:
             for values in decimals
             for text in values.to_pylist()
         )
+
+    def meets_edits(self, compacted: Compacted) -> bool:
+        """Whether clients have edited one of these records, which only `merge` joins; asks the
+        store."""
+        return self._edited(compacted) is not None
+
+    def _edited(self, compacted: Compacted) -> np.ndarray | None:
+        return self._sources and self._sources.edited(compacted.rows["record_id"])
 
     def express(self, compacted: Compacted) -> list[psycopg.Cursor]:
         """Sends all rows in one statement, or two, within the caller's pipeline."""

@@ -327,9 +327,10 @@ class _Delivery:
                     rows = self._without_swept(rows)
                     if rows.num_rows:
                         work[name] = compact(TABLES[name], rows)
-            express = express and len(self._runs) == 1
-            # Not in turn: it may ask the store.
-            fits = {name: express and mergers[name].fits_express(work[name]) for name in work}
+                express = express and len(self._runs) == 1
+                fits = {name: express and mergers[name].fits_express(work[name]) for name in work}
+            # Not in turn: it asks the store, which the others' turns must not wait for.
+            fits = {n: fit and not mergers[n].meets_edits(work[n]) for n, fit in fits.items()}
             merged = {}
             for together, names in itertools.groupby(work, fits.__getitem__):
                 part = {name: work[name] for name in names}

@@ -3,9 +3,10 @@
 import concurrent.futures
 from collections.abc import Callable, Iterator
 
-from pipelines.differences import UNREADABLE, Ends, FirstLook, Found, reason
+from pipelines.differences import UNREADABLE, Ends, FirstLook, Found
 from schemas.clocks import monotonic_s
 from schemas.config import PRIMARY, Config, Link
+from schemas.errors import reason
 from schemas.reports import Comparison, StoresMatch, TableMatch
 
 SETTLE_S = 15.0

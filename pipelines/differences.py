@@ -19,6 +19,7 @@ from schemas.errors import (
     ConfigError,
     DeadLetterDamagedError,
     SourceUnavailable,
+    reason,
 )
 from schemas.positions import Position
 from schemas.reconciliation import DIFFERING
@@ -543,11 +544,6 @@ class Ends:
                 )
             )
         return first, second
-
-
-def reason(error: Exception) -> str:
-    """Returns what may be shown of an error: class and SQLSTATE, never its text."""
-    return f"{type(error).__name__} {getattr(error, 'sqlstate', None) or ''}".strip()
 
 
 def _side(name: str, source: Source) -> SourceSide:

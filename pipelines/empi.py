@@ -10,9 +10,9 @@ import dataclasses
 
 import psycopg
 
-from pipelines.quality import connect, reason
+from pipelines.quality import connect
 from schemas.config import PRIMARY, Config
-from schemas.errors import CampusSyncError, ConfigError
+from schemas.errors import CampusSyncError, ConfigError, reason
 from schemas.patient_matching import MatchingRules
 from transforms.deliver import link_persons, store_schema
 from transforms.deliver.link_persons import Decision, Key, Linked, PairKey, pair_of

@@ -7,6 +7,7 @@ import psycopg
 
 from schemas.clocks import wall_clock_us
 from schemas.config import Config
+from schemas.errors import reason
 from schemas.quality_rules import QualityRules
 from schemas.reports import AlarmCount
 from transforms.deliver import check_store, store_schema
@@ -118,8 +119,3 @@ def connect(dsn: str) -> psycopg.Connection:
         options="-c timezone=UTC -c jit=off",
         application_name="campus_sync_quality",
     )
-
-
-def reason(error: psycopg.Error) -> str:
-    """Returns an error without what a server may quote of a row."""
-    return f"{type(error).__name__} {error.sqlstate or ''}".strip()

@@ -16,11 +16,11 @@ import numpy as np
 import psycopg
 from apache_beam.pvalue import TaggedOutput
 
-from pipelines.differences import UNREADABLE, Ends, FirstLook, reason
+from pipelines.differences import UNREADABLE, Ends, FirstLook
 from pipelines.mend import mend
 from schemas.clocks import monotonic_s, wall_clock_us
 from schemas.config import PRIMARY, Config
-from schemas.errors import ConfigError, StoreUnavailable
+from schemas.errors import ConfigError, StoreUnavailable, reason
 from schemas.reconciliation import (
     DIFFERING,
     EXCUSED,

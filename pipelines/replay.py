@@ -12,7 +12,7 @@ from schemas.batches import DeadLetter, Lane, Op, RawChanges, Reject
 from schemas.clocks import wall_clock_us
 from schemas.config import Config, Link
 from schemas.entities import TABLES
-from schemas.errors import ConfigError, DeadLetterDamagedError, StoreUnavailable
+from schemas.errors import ConfigError, DeadLetterDamagedError, StoreUnavailable, told
 from schemas.mappings import CampusMapping, Source, load_mapping
 from schemas.positions import Position
 from transforms.capture.debezium.hints import table_specs
@@ -106,7 +106,7 @@ def letters(config: Config) -> tuple[list[Filed], list[str]]:
                     continue
                 rows = conn.execute(_LIST, (links,)).fetchall()
         except psycopg.Error as error:
-            unreachable.append(f"store {name}: {type(error).__name__} {error.sqlstate or ''}")
+            unreachable.append(f"store {name}: {told(error)}")
             continue
         for *columns, link, lane, state in rows:
             found.append(Filed(DeadLetter(*columns), link, Lane(lane), state))

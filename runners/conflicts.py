@@ -14,9 +14,10 @@ from runners.patients import may_reveal
 from schemas.config import Config, load
 from schemas.conflict_policy import ConflictRules, load_conflict_rules
 from schemas.conflict_words import policy_words
-from schemas.errors import CampusSyncError, ConfigError
+from schemas.errors import ConfigError
 from schemas.hlc import us_of
 from schemas.siblings import Entry
+from transforms.deliver import ledger
 
 _ID_DIGITS = 10
 _ROWS_MAX = 200  # A terminal shows no more; `--json` has all.
@@ -48,10 +49,7 @@ def conflicts(options: argparse.Namespace) -> int:
                 return _show(config, conn, picked, rules, options)
             return _resolve(conn, picked, rules, options)
         except psycopg.Error as error:
-            code = error.sqlstate or "connection"
-            raise CampusSyncError(
-                f"store {options.store}: {type(error).__name__} ({code})"
-            ) from None
+            raise ledger.unavailable(f"store {options.store}", error) from None
 
 
 def _list(found: list[Noted], options: argparse.Namespace) -> int:

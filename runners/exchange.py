@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 from schemas.clocks import jitter, monotonic_s
 from schemas.config import Config
 from schemas.conflict_policy import ConflictRules, load_conflict_rules
-from schemas.errors import CampusSyncError
+from schemas.errors import CampusSyncError, told
 from transforms.deliver import store_schema
 from transforms.deliver.exchange_records import Puller, connect, fold_pending
 from transforms.deliver.hold_records import PASSING, open_store, pending_keys
@@ -130,10 +130,8 @@ class _Work(threading.Thread):
             try:
                 with contextlib.ExitStack() as stack:
                     self._take_turns(self._begin(stack))
-            except CampusSyncError as error:
-                self._tell(str(error))
-            except psycopg.Error as error:
-                self._tell(f"{type(error).__name__} {error.sqlstate or ''}".strip())
+            except (CampusSyncError, psycopg.Error) as error:
+                self._tell(told(error))
             self._failures += 1
             wait_s = min(_WAIT_MAX_S, POLL_S * 2 ** min(self._failures, 8))
             self.stopping.wait(wait_s * (0.5 + jitter() / 2))

@@ -20,7 +20,7 @@ from pipelines.in_doubt import recover_quietly
 from pipelines.quality import captured, check_one
 from schemas.clocks import monotonic_s
 from schemas.config import OFF, Config
-from schemas.errors import CampusSyncError
+from schemas.errors import CampusSyncError, told
 from schemas.patient_matching import MatchingRules, load_matching_rules
 from schemas.quality_rules import QualityRules, load_quality_rules
 
@@ -106,10 +106,8 @@ class Repeated:
         began = self._monotonic()
         try:
             wrong = self._work() if not self._stopping.is_set() else ""
-        except CampusSyncError as error:
-            wrong = str(error)
-        except psycopg.Error as error:
-            wrong = f"{type(error).__name__} {error.sqlstate or ''}".strip()
+        except (CampusSyncError, psycopg.Error) as error:
+            wrong = told(error)
         finally:
             if mine:
                 self._gate.release()

@@ -46,3 +46,13 @@ class ConservationBroken(CampusSyncError):
 
 class SourceUnavailable(CampusSyncError):
     """A source cannot be reached or dropped the connection: trying again may help."""
+
+
+def reason(error: Exception) -> str:
+    """Returns what may be shown of any error: class and SQLSTATE, never its text."""
+    return f"{type(error).__name__} {getattr(error, 'sqlstate', None) or ''}".strip()
+
+
+def told(error: Exception) -> str:
+    """Returns what is shown of an error: the text of our own ones, of others their `reason`."""
+    return str(error) if isinstance(error, CampusSyncError) else reason(error)

@@ -9,7 +9,7 @@ import psycopg
 
 from schemas.batches import ChangeBatch, RawChanges
 from schemas.clocks import jitter, monotonic_s, wall_clock_us
-from schemas.errors import CampusSyncError, SourceUnavailable, StoreUnavailable
+from schemas.errors import CampusSyncError, SourceUnavailable, StoreUnavailable, told
 from schemas.links import LinkSettings
 from schemas.mappings import load_mapping
 from schemas.positions import START, Position
@@ -146,7 +146,7 @@ class LinkReader:
                 _LOGGER.warning("link %s: %s", self._settings.name, error)
             except (SourceUnavailable, StoreUnavailable, psycopg.Error) as error:
                 failures += 1
-                _LOGGER.warning("link %s: %s", self._settings.name, _place(error))
+                _LOGGER.warning("link %s: %s", self._settings.name, told(error))
                 self._stopping.wait(self._backoff_s(failures))
             except CampusSyncError as error:
                 # Only a person can mend it: the link stands still, says so and looks again.
@@ -289,7 +289,7 @@ class LinkReader:
                     self._slot_gone = error
                 except (SourceUnavailable, psycopg.Error) as error:
                     # Whoever reads meets it too, and then this link reads for itself.
-                    _LOGGER.warning("link %s: %s", self._settings.name, _place(error))
+                    _LOGGER.warning("link %s: %s", self._settings.name, told(error))
 
     def _published_anew(self) -> bool:
         """Whether a table has left the publication, or has come back to it; looks now and then."""
@@ -363,7 +363,7 @@ class LinkReader:
                         self._wait_for_ledger()
             except (StoreUnavailable, psycopg.Error) as error:
                 failures += 1
-                _LOGGER.warning("link %s: %s", self._settings.name, _place(error))
+                _LOGGER.warning("link %s: %s", self._settings.name, told(error))
                 self._lanes.on_store_lost()
                 self._stopping.wait(self._backoff_s(failures))
 
@@ -394,13 +394,6 @@ class LinkReader:
 
 def _behind(now: Position | None, before: Position | None) -> bool:
     return (now or START) < (before or START)
-
-
-def _place(error: Exception) -> str:
-    """Returns what may be logged of an error: our own texts, else class and SQLSTATE."""
-    if isinstance(error, CampusSyncError):
-        return str(error)
-    return f"{type(error).__name__} {getattr(error, 'sqlstate', None) or ''}".strip()
 
 
 _LIVE: dict[str, LinkReader] = {}

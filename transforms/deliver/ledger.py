@@ -10,7 +10,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from schemas.batches import Lane
 from schemas.entities import TABLES
-from schemas.errors import CampusSyncError
+from schemas.errors import CampusSyncError, StoreUnavailable
 from schemas.positions import SEQ_END, START, Position
 from schemas.receipts import Counts
 from transforms.capture.snapshot_part import Rest, SnapshotChanges
@@ -55,6 +55,17 @@ def connect(dsn: str) -> psycopg.Connection:
         conn.close()
         raise
     return conn
+
+
+def server_of(dsn: str) -> str:
+    """Returns `host:port` of a connection string, for people."""
+    known = conninfo_to_dict(dsn)
+    return f"{known.get('host', 'local')}:{known.get('port', 5432)}"
+
+
+def unavailable(place: str, error: psycopg.Error) -> StoreUnavailable:
+    """Returns the error for a store that broke; PostgreSQL's own text may quote data."""
+    return StoreUnavailable(f"{place}: {type(error).__name__} ({error.sqlstate or 'connection'})")
 
 
 def read(conn: psycopg.Connection, link: str) -> Progress:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import psycopg
 import pyarrow as pa
-from psycopg.conninfo import conninfo_to_dict
 
 from schemas import wire
 from schemas.batches import ChangeBatch, DeadLetter, Lane, Op, Reject
@@ -220,8 +219,7 @@ class Store:
             raise StoreUnavailable(f"{self._place()}: other writers kept its rows") from None
         except psycopg.Error as error:
             self.close()  # Ends the transaction, whatever state it was in.
-            code = error.sqlstate or "connection"
-            raise StoreUnavailable(f"{self._place()}: {type(error).__name__} ({code})") from None
+            raise ledger.unavailable(self._place(), error) from None
         except BaseException:
             self.close()
             raise
@@ -272,9 +270,7 @@ class Store:
         return merger
 
     def _place(self) -> str:
-        known = conninfo_to_dict(self._dsn)
-        host, port = known.get("host", "local"), known.get("port", 5432)
-        return f"store of {self._link} at {host}:{port}"
+        return f"store of {self._link} at {ledger.server_of(self._dsn)}"
 
 
 def _nothing(link: str, lane: Lane, at: Position, batches: Sequence[ChangeBatch]) -> Receipt:

@@ -7,9 +7,7 @@ import typing
 from collections.abc import Callable, Iterable, Sequence
 
 import psycopg
-from psycopg.conninfo import conninfo_to_dict
 
-from schemas.errors import StoreUnavailable
 from transforms.deliver import ledger
 from transforms.two_phase.states import (
     ENDS,
@@ -225,12 +223,8 @@ class DecisionLog:
                 return work(self._conn)
         except psycopg.Error as error:
             self.close()
-            known = conninfo_to_dict(self._dsn)
-            place = f"{known.get('host', 'local')}:{known.get('port', 5432)}"
-            code = error.sqlstate or "connection"
-            raise StoreUnavailable(
-                f"two-phase log at {place}: {type(error).__name__} ({code})"
-            ) from None
+            place = f"two-phase log at {ledger.server_of(self._dsn)}"
+            raise ledger.unavailable(place, error) from None
         except BaseException:
             self.close()
             raise

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 
 import psycopg
 from psycopg import sql
-from psycopg.conninfo import conninfo_to_dict
 
 from schemas.entities import TABLES
 from schemas.tables import POSTGRES_TYPES
+from transforms.deliver.ledger import server_of
 from transforms.deliver.store_schema import SYNC_COLUMNS
 from transforms.two_phase.branches import APPLICATION, BranchDown, BranchRefused, whole_seconds
 from transforms.two_phase.states import Xid
@@ -125,7 +125,7 @@ class PostgresBranch:
 
     def _translated(self, error: psycopg.Error) -> Exception:
         code = error.sqlstate or ""
-        place = f"branch {self.name} at {_place(self._dsn)}: {type(error).__name__}"
+        place = f"branch {self.name} at {server_of(self._dsn)}: {type(error).__name__}"
         text = f"{place} ({code or 'connection'})"
         if code in _UNSETTLED_CODES:
             return _Unsettled(text)
@@ -190,8 +190,3 @@ def _statement(name: str, bare: bool) -> bytes:
         f" ON CONFLICT (record_id, campus) DO UPDATE SET {changes}"
         " WHERE (t.src_lsn, t.src_seq) < (excluded.src_lsn, excluded.src_seq)"
     ).encode()
-
-
-def _place(dsn: str) -> str:
-    known = conninfo_to_dict(dsn)
-    return f"{known.get('host', 'local')}:{known.get('port', 5432)}"

@@ -2,22 +2,18 @@
 
 import base64
 import binascii
-import contextlib
 import hashlib
 import hmac
 import json
-import os
-import pathlib
-import stat
 import typing
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from schemas.errors import CampusSyncError, ConfigError
+from schemas.errors import CampusSyncError
+from transforms.secret_key import SecretKey, write_key
 
-_KEY_BYTES = 32
 _ALGORITHM = "Ed25519"
 _CONTEXT = b"campus-sync report\0"  # A signature of anything else is none of a report.
 
@@ -36,14 +32,11 @@ class ReportKey:
     """
 
     def __init__(self, key_ref: str):
-        self._ref = key_ref
-        self._seed: bytes | None = None
+        loss = "reports that it signs are known by it"
+        self._secret = SecretKey("report_key", key_ref, loss)
 
     def __repr__(self) -> str:
-        return f"ReportKey({self._ref!r})"
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_seed": None}
+        return f"ReportKey({self._secret.ref!r})"
 
     def make(self) -> bool:
         """Writes a new key to the file that is referred to, unless there is one.
@@ -51,17 +44,12 @@ class ReportKey:
         Returns:
           Whether it was written; never where the reference is to the environment.
         """
-        if not self._ref.startswith("file:"):
+        if self._secret.path is None:
             return False
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
         try:
-            handle = os.open(self._ref.removeprefix("file:"), flags, 0o600)
+            write_key(self._secret.path)
         except FileExistsError:
             return False
-        except OSError as error:
-            raise ConfigError(f"{self._ref}: {error.strerror}. Remedy: choose a folder.") from None
-        with os.fdopen(handle, "w", encoding="ascii") as file:
-            file.write(base64.b64encode(os.urandom(_KEY_BYTES)).decode() + "\n")
         return True
 
     @property
@@ -84,36 +72,10 @@ class ReportKey:
         """Returns a digest of a record's key, 16 hex digits, that only this key's holder can make:
         record numbers are few enough to be guessed."""
         place = json.dumps([campus, table, record_id], ensure_ascii=False).encode()
-        return hmac.new(self._load(), b"record\0" + place, hashlib.sha256).hexdigest()[:16]
+        return hmac.new(self._secret.load(), b"record\0" + place, hashlib.sha256).hexdigest()[:16]
 
     def _private(self) -> Ed25519PrivateKey:
-        return Ed25519PrivateKey.from_private_bytes(self._load())
-
-    def _load(self) -> bytes:
-        if self._seed is None:
-            seed = b""
-            with contextlib.suppress(binascii.Error, ValueError):
-                seed = base64.b64decode(self._read().strip(), validate=True)
-            if len(seed) != _KEY_BYTES:
-                raise ConfigError(f"{self._ref}: is no key. Remedy: 32 random bytes in base64.")
-            self._seed = seed
-        return self._seed
-
-    def _read(self) -> str:
-        kind, _, name = self._ref.partition(":")
-        if kind == "env":
-            if name not in os.environ:
-                raise ConfigError(f"{self._ref}: the variable is not set. Remedy: export it.")
-            return os.environ[name]
-        try:
-            with pathlib.Path(name).open(encoding="ascii") as file:
-                if stat.S_IMODE(os.fstat(file.fileno()).st_mode) & stat.S_IRWXO:
-                    raise ConfigError(f"{name}: everybody may read this key. Remedy: chmod 600.")
-                return file.read()
-        except OSError as error:
-            raise ConfigError(
-                f"{name}: {error.strerror}. Remedy: (umask 077; openssl rand -base64 32 > {name})."
-            ) from None
+        return Ed25519PrivateKey.from_private_bytes(self._secret.load())
 
 
 def verify(signed: object) -> tuple[dict[str, typing.Any], bytes]:

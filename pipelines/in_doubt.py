@@ -65,11 +65,17 @@ class InDoubtLook:
     down: dict[str, str]
 
     @property
+    def strange(self) -> list[tuple[str, TransactionId]]:
+        """What branches hold and the log does not know, with the branch's name."""
+        known = {one.id for one in self.unfinished}
+        return [
+            (name, one) for name, ids in self.prepared.items() for one in ids if one not in known
+        ]
+
+    @property
     def attention(self) -> bool:
         """Whether something is late, held, incomplete or unknown, or a branch gave no answer."""
-        known = {one.id for one in self.unfinished}
-        strange = any(set(ids) - known for ids in self.prepared.values())
-        return bool(strange or self.down or any(one.late for one in self.unfinished))
+        return bool(self.strange or self.down or any(one.late for one in self.unfinished))
 
 
 def look(config: Config) -> InDoubtLook:

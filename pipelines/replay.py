@@ -283,16 +283,24 @@ class _Link:
         rows = None
         # Undecodable bytes were replaced for the eye: they are not what the source has.
         if reject.reason != _INVALID_TEXT:
-            made = self._harmoniser.apply(raw_of(reject, source))
-            if made.rejects:
-                again = made.rejects[0]
-                reject = dataclasses.replace(reject, reason=again.reason, column=again.column)
-            else:
-                ((table, rows),) = made.tables.items()
-                record_id = rows["record_id"][0].as_py()
+            reject, made = self._harmonised(reject, raw_of(reject, source))
+            if made is not None:
+                table, record_id, rows = made
         return Retrial(
             filed.letter.letter_id, SOURCE_KIND, filed.lane, reject, table, record_id, rows
         )
+
+    def _harmonised(
+        self, reject: Reject, raw: RawChanges
+    ) -> tuple[Reject, tuple[str, str, pa.RecordBatch] | None]:
+        """Returns the canonical table, record id and row of one change; where it is refused
+        again, None, and why."""
+        made = self._harmoniser.apply(raw)
+        if made.rejects:
+            again = made.rejects[0]
+            return dataclasses.replace(reject, reason=again.reason, column=again.column), None
+        ((table, rows),) = made.tables.items()
+        return reject, (table, rows["record_id"][0].as_py(), rows)
 
     def _whole_retrial(self, filed: Filed, reject: Reject) -> Retrial:
         """Reads a record of a topic again that was refused whole."""
@@ -309,13 +317,9 @@ class _Link:
                 reject.commit_us,
                 {read.table: read.rows},
             )
-            made = self._harmoniser.apply(raw)
-            if made.rejects:
-                again = made.rejects[0]
-                reject = dataclasses.replace(reject, reason=again.reason, column=again.column)
-            else:
-                ((table, rows),) = made.tables.items()
-                record_id = rows["record_id"][0].as_py()
+            reject, made = self._harmonised(reject, raw)
+            if made is not None:
+                table, record_id, rows = made
         return Retrial(
             filed.letter.letter_id,
             SOURCE_KIND,

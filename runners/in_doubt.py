@@ -21,13 +21,7 @@ def in_doubt(options: argparse.Namespace) -> int:
 
 
 def _list(found: InDoubtLook, options: argparse.Namespace) -> int:
-    known = {one.id for one in found.unfinished}
-    strange = [
-        {"branch": name, "transaction": str(one)}
-        for name, ids in found.prepared.items()
-        for one in ids
-        if one not in known
-    ]
+    strange = [{"branch": name, "transaction": str(one)} for name, one in found.strange]
     if options.json:
         unfinished = [
             _plain(one) | {"prepared_at": [n for n, ids in found.prepared.items() if one.id in ids]}

@@ -8,6 +8,7 @@ from runners.preflight.servers import STATEMENT_MS, connect, unreachable
 from schemas.config import OFF, Config
 from schemas.entities import TABLES
 from transforms.capture.mariadb.dsn import parse_dsn
+from transforms.capture.mariadb.session import opened
 from transforms.two_phase.mariadb_branch import mariadb_ddl
 
 _XA_SINCE = (10, 5)  # From here on a prepared branch outlives its session.
@@ -71,16 +72,7 @@ def _check_mariadb(name: str, dsn: str) -> Findings:
     found = Findings(f"two-phase branch {name}")
     server = parse_dsn(dsn)
     try:
-        connection = pymysql.connect(
-            host=server.host,
-            port=server.port,
-            user=server.user,
-            password=server.secret(),
-            database=server.database,
-            connect_timeout=_TIMEOUT_S,
-            read_timeout=_TIMEOUT_S,
-            **({"ssl": {"ca": server.ssl_ca}} if server.ssl_ca else {}),
-        )
+        connection = opened(server, connect_timeout=_TIMEOUT_S, read_timeout=_TIMEOUT_S)
         with connection, connection.cursor() as cursor:
             cursor.execute(_MARIADB)
             _check_settings(*cursor.fetchone(), found)

@@ -17,7 +17,7 @@ from schemas.errors import CampusSyncError
 from schemas.hlc import us_of
 from schemas.siblings import Record, record_from_json
 from transforms.conflicts.join import join_records
-from transforms.deliver.hold_records import SESSION, Key, Records
+from transforms.deliver.hold_records import SESSION, Key, Records, names_of
 
 PULL_ROWS = 500
 _FOLD_ROWS = 500
@@ -190,12 +190,7 @@ class Puller:
         return list(map(_row, self._peer.execute(_CHANGED.format(urgent).encode(), names)))
 
     def _read_again(self, keys: list[Key]) -> list[_Row]:
-        names = {
-            "ids": [key.record_id for key in keys],
-            "tables": [key.table for key in keys],
-            "campuses": [key.campus for key in keys],
-        }
-        return list(map(_row, self._peer.execute(_AGAIN, names)))
+        return list(map(_row, self._peer.execute(_AGAIN, names_of(keys))))
 
 
 def _row(row: tuple) -> _Row:

@@ -270,7 +270,7 @@ class Records:
                 there = self._conn.execute(query.encode(), names).fetchall()
                 found = {Key(table, campus, record_id) for record_id, campus, _ in there}
                 skipped |= {key for key in found if held[key].row is None}
-        names = _names(keys)
+        names = names_of(keys)
         what = "r.src_table, r.record::text"
         query = _RECORDS.format(what=what, lock=lock.format("r"))
         locked = set()
@@ -399,7 +399,7 @@ class Records:
             for conflict in shown[one.key].conflicts
         ]
         named = [row["id"] for row in rows]
-        names = _names([one.key for one in changed]) | {"named": named, "loud": list(_LOUD)}
+        names = names_of([one.key for one in changed]) | {"named": named, "loud": list(_LOUD)}
         closed = self._conn.execute(_CLOSE.encode(), names).rowcount
         if rows:
             self._conn.execute(_CONFLICTS, (_json(rows),))
@@ -420,7 +420,8 @@ def _pending(edit: tuple) -> PendingEdit:
     return PendingEdit(Dot(actor, counter), stamp, op == "D", before, after)
 
 
-def _names(keys: collections.abc.Sequence[Key]) -> dict[str, list[str]]:
+def names_of(keys: collections.abc.Sequence[Key]) -> dict[str, list[str]]:
+    """Returns keys as the three lists that a query takes."""
     return {
         "ids": [key.record_id for key in keys],
         "tables": [key.table for key in keys],

@@ -28,7 +28,7 @@ from transforms.deliver.copy_binary import (
     encode_text_array,
 )
 from transforms.deliver.join_source_rows import EDITED_NAMES, SourceRows
-from transforms.deliver.store_schema import SYNC_COLUMNS, constraint_name, quoted
+from transforms.deliver.store_schema import DELIVERED_SYNC_COLUMNS, constraint_name, quoted
 
 _WIRES = {
     Kind.TEXT: Wire.BYTES,
@@ -124,14 +124,14 @@ def hlc_of(commit_us: np.ndarray) -> np.ndarray:
 @functools.cache
 def _names(table: Table) -> tuple[str, ...]:
     own = [quoted(column.name) for column in table.columns]
-    sync = [name for name, _, _ in SYNC_COLUMNS if name != "version_vector"]
+    sync = [name for name, _, _ in DELIVERED_SYNC_COLUMNS]
     return ("campus", "record_id", *own, *sync)
 
 
 def _shape(table: Table) -> list[tuple[str, str]]:
     """Every column but the campus with its type, as an express row has them."""
     own = [(quoted(column.name), POSTGRES_TYPES[column.kind]) for column in table.columns]
-    sync = [(name, kind.split()[0]) for name, kind, _ in SYNC_COLUMNS if name != "version_vector"]
+    sync = [(name, kind.split()[0]) for name, kind, _ in DELIVERED_SYNC_COLUMNS]
     return [("record_id", "text"), *own, *sync]
 
 

@@ -31,6 +31,9 @@ SYNC_COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("version_vector", "jsonb", ""),
 )
 
+# Those that a delivery writes; the version vector is of rows that clients have edited.
+DELIVERED_SYNC_COLUMNS = tuple(part for part in SYNC_COLUMNS if part[0] != "version_vector")
+
 # Rows with a life cycle (preliminary to final, active to completed) get a second version soon
 # after the first, and those of one report together: half a page of room lets it stay there and
 # leave both indexes alone (HOT), which halves the price of an update. Other rows are corrected

@@ -1,5 +1,6 @@
 """What a two-phase commit asks of a store, whatever its make, and how a store fails."""
 
+import abc
 import math
 import typing
 from collections.abc import Sequence
@@ -52,6 +53,30 @@ class Branch(typing.Protocol):
 
     def close(self) -> None:
         """Ends the session; the branch may be used again."""
+
+
+class BranchSession(abc.ABC):
+    """What branches have alike: a name, one transaction at a time, a session opened when needed."""
+
+    def __init__(self, name: str, seconds: float):
+        self.name = name
+        self._seconds = seconds
+        self._conn: typing.Any = None
+        self._xid: Xid | None = None
+
+    def settle(self, xid: Xid, commit: bool) -> bool:
+        """As `Branch` has it."""
+        known = self._conn is not None
+        try:
+            return self._settle(xid, commit)
+        except BranchDown:
+            if not known:
+                raise
+            return self._settle(xid, commit)  # The server had only ended the idle session.
+
+    @abc.abstractmethod
+    def _settle(self, xid: Xid, commit: bool) -> bool:
+        """Settles once, over the session or a new one."""
 
 
 def whole_seconds(seconds: float, at_least: int = 1) -> int:

@@ -10,7 +10,14 @@ from pymysql.constants import CR, ER
 from schemas.entities import TABLES
 from schemas.tables import Kind, Table
 from transforms.capture.mariadb.dsn import parse_dsn
-from transforms.two_phase.branches import APPLICATION, BranchDown, BranchRefused, whole_seconds
+from transforms.capture.mariadb.session import opened
+from transforms.two_phase.branches import (
+    APPLICATION,
+    BranchDown,
+    BranchRefused,
+    BranchSession,
+    whole_seconds,
+)
 from transforms.two_phase.states import XID_FORMAT, Xid
 from transforms.two_phase.writes import TableWrite, names_of
 
@@ -46,7 +53,7 @@ _SYNC_TYPES = {
 }
 
 
-class MariaDbBranch:
+class MariaDbBranch(BranchSession):
     """A MariaDB (10.5 or newer) that holds the canonical tables, as a `Branch`.
 
     `dsn` is of transforms/capture/mariadb/dsn.py. Since 10.5 a prepared branch outlives its
@@ -55,11 +62,8 @@ class MariaDbBranch:
     """
 
     def __init__(self, name: str, dsn: str, seconds: float = 10.0):
-        self.name = name
+        super().__init__(name, seconds)
         self._server = parse_dsn(dsn)
-        self._seconds = seconds
-        self._conn: pymysql.Connection | None = None
-        self._xid: Xid | None = None
 
     def begin(self, xid: Xid, seconds: float) -> None:
         self.close()
@@ -73,15 +77,6 @@ class MariaDbBranch:
     def prepare(self) -> None:
         self._run(f"XA END {_literal(self._xid)}")
         self._run(f"XA PREPARE {_literal(self._xid)}")
-
-    def settle(self, xid: Xid, commit: bool) -> bool:
-        known = self._conn is not None
-        try:
-            return self._settle(xid, commit)
-        except BranchDown:
-            if not known:
-                raise
-            return self._settle(xid, commit)  # The server had only ended the idle session.
 
     def prepared(self, coordinator: str) -> list[Xid]:
         found = []
@@ -161,19 +156,13 @@ class MariaDbBranch:
     def _connected(self) -> pymysql.Connection:
         if self._conn is None:
             seconds = whole_seconds(self._seconds)
-            self._conn = pymysql.connect(
-                host=self._server.host,
-                port=self._server.port,
-                user=self._server.user,
-                password=self._server.secret(),
-                database=self._server.database,
-                charset="utf8mb4",
+            self._conn = opened(
+                self._server,
                 autocommit=True,
                 connect_timeout=seconds,
                 read_timeout=seconds + 1,
                 write_timeout=seconds + 1,
                 program_name=APPLICATION,
-                **({"ssl": {"ca": self._server.ssl_ca}} if self._server.ssl_ca else {}),
             )
             with self._conn.cursor() as cursor:
                 cursor.execute(

@@ -15,7 +15,13 @@ from schemas.entities import TABLES
 from schemas.tables import POSTGRES_TYPES
 from transforms.deliver.ledger import server_of
 from transforms.deliver.store_schema import SYNC_COLUMNS
-from transforms.two_phase.branches import APPLICATION, BranchDown, BranchRefused, whole_seconds
+from transforms.two_phase.branches import (
+    APPLICATION,
+    BranchDown,
+    BranchRefused,
+    BranchSession,
+    whole_seconds,
+)
 from transforms.two_phase.states import Xid
 from transforms.two_phase.writes import TableWrite, names_of
 
@@ -30,7 +36,7 @@ SELECT gid FROM pg_prepared_xacts
 WHERE database = current_database() AND starts_with(gid, %s)"""
 
 
-class PostgresBranch:
+class PostgresBranch(BranchSession):
     """A consult store, or any PostgreSQL with its tables, as a `Branch`.
 
     Prepared transactions need `max_prepared_transactions` above zero, and whoever settles one
@@ -38,11 +44,8 @@ class PostgresBranch:
     """
 
     def __init__(self, name: str, dsn: str, seconds: float = 10.0):
-        self.name = name
+        super().__init__(name, seconds)
         self._dsn = dsn
-        self._seconds = seconds
-        self._conn: psycopg.Connection | None = None
-        self._xid: Xid | None = None
         self._said: str | None = None
 
     def begin(self, xid: Xid, seconds: float) -> None:
@@ -56,15 +59,6 @@ class PostgresBranch:
 
     def prepare(self) -> None:
         self._end("PREPARE TRANSACTION", self._xid.gid)
-
-    def settle(self, xid: Xid, commit: bool) -> bool:
-        known = self._conn is not None
-        try:
-            return self._settle(xid, commit)
-        except BranchDown:
-            if not known:
-                raise
-            return self._settle(xid, commit)  # The server had only ended the idle session.
 
     def prepared(self, coordinator: str) -> list[Xid]:
         prefix = f"campus_sync:{coordinator}:"

@@ -12,12 +12,9 @@ from schemas.entities import TABLES
 from schemas.hlc import stamp_of
 from schemas.tables import Kind, Table
 from transforms.deliver.edit_schema import EDITED_TABLES
+from transforms.deliver.store_schema import DELIVERED_SYNC_COLUMNS
 
-# Behind the entity's columns, as in `transforms/deliver/store_schema.py`.
-SYNC_NAMES = (
-    *("src_table", "src_lsn", "src_seq", "committed_at", "hlc", "lane", "security_level"),
-    *("digest", "deleted"),
-)
+_SYNC_NAMES = tuple(name for name, _, _ in DELIVERED_SYNC_COLUMNS)
 _EDITED = frozenset(table.name for table in EDITED_TABLES)
 _LANE = "E"  # An express copy, as the emergency lane's; the routine lane brings the rows, too.
 
@@ -84,7 +81,7 @@ def from_json(content: Sequence[Sequence]) -> list[TableWrite]:
 def names_of(table: Table, bare: bool = False) -> tuple[str, ...]:
     """Returns the columns that a write gives; of `bare` rows those that it changes, too."""
     own = () if bare else tuple(column.name for column in table.columns)
-    sync = tuple(name for name in SYNC_NAMES if not (bare and name == "digest"))
+    sync = tuple(name for name in _SYNC_NAMES if not (bare and name == "digest"))
     return ("campus", "record_id", *own, *sync)
 
 
@@ -105,7 +102,7 @@ def _plain(table: Table, campus: str, batch: pa.RecordBatch) -> Iterable[tuple[d
         row |= {name: column[i] for name, column in values.items()}
         row |= dict(
             zip(
-                SYNC_NAMES,
+                _SYNC_NAMES,
                 (src_table, lsn, seq, commits[i], stamp_of(us), _LANE, table.level),
                 strict=False,
             )

@@ -31,25 +31,37 @@ _DENIED = {
 _LOST = (OSError, struct.error, pymysql.err.InterfaceError)
 
 
+def opened(server: Server, **options) -> pymysql.Connection:
+    """Returns a connection as its string says, encrypted and verified where that names a CA.
+
+    Raises:
+      pymysql.Error: there is none. ConfigError: the password's file cannot be read.
+    """
+    context = ssl.create_default_context(cafile=server.ssl_ca) if server.ssl_ca else None
+    return pymysql.connect(
+        host=server.host,
+        port=server.port,
+        user=server.user,
+        password=server.secret(),
+        database=server.database,
+        charset="utf8mb4",
+        ssl=context,
+        **options,
+    )
+
+
 def connect(server: Server) -> pymysql.Connection:
     """Returns an autocommit connection.
 
     Raises:
       SourceUnavailable, RightsMissing: the texts name server, account and error number only.
     """
-    context = ssl.create_default_context(cafile=server.ssl_ca) if server.ssl_ca else None
     try:
-        connection = pymysql.connect(
-            host=server.host,
-            port=server.port,
-            user=server.user,
-            password=server.secret(),
-            database=server.database,
-            charset="utf8mb4",
+        connection = opened(
+            server,
             autocommit=True,
             connect_timeout=_CONNECT_TIMEOUT_S,
             read_timeout=_READ_TIMEOUT_S,
-            ssl=context,
             program_name="campus_sync",
         )
     except pymysql.Error as error:

@@ -28,6 +28,7 @@ class OneLink:
         name: str,
         source: dict,
         mappings: dict[str, str] | None = None,
+        limits: dict = QUICK,
     ):
         self.folder, self.store = folder, store
         make_key(folder / "key")
@@ -38,7 +39,7 @@ class OneLink:
             "sources": {name: source},
             "stores": {"primary": {"dsn": store}},
             "dead_letter_key": "file:key",
-            "limits": QUICK,
+            "limits": limits,
         }
         (folder / "campuses.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
         self.config = load(folder / "campuses.yaml")

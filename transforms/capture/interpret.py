@@ -4,9 +4,11 @@ import collections
 import dataclasses
 import functools
 import logging
+from collections.abc import Iterable
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from schemas.batches import RawChanges, Reject
 from schemas.emergency_rules import load_rules
@@ -67,6 +69,18 @@ class Interpreted:
     def nbytes(self) -> int:
         return sum(rows.nbytes for rows in self.tables.values())
 
+    def provisional(self) -> "Interpreted":
+        """Returns its rows placed a byte before their commits: what comes at those replaces them.
+
+        No commit is there: the one before ends a record earlier.
+        """
+        tables = {}
+        for name, rows in self.tables.items():
+            i = rows.schema.get_field_index("_lsn")
+            lsn = pc.subtract(rows["_lsn"], pa.scalar(1, rows["_lsn"].type))
+            tables[name] = rows.set_column(i, rows.schema.field(i), lsn)
+        return dataclasses.replace(self, tables=tables)
+
     def beyond(self, position: Position) -> "Interpreted":
         """Returns what of it lies behind `position`, where another reading of the log ended."""
         if position <= self.begin:
@@ -113,7 +127,7 @@ class Interpreter:
         silent: bool = False,
         lookups: Lookups | None = None,
     ):
-        self._link = settings.name
+        self._settings, self._mapping = settings, mapping
         self._harmoniser = Harmoniser(mapping, lookups)
         self._classifier = Classifier(load_rules(settings.rules), settings.source)
         self._escalations = escalations
@@ -165,6 +179,14 @@ class Interpreter:
             )
         return self._passed(other)
 
+    def learn(self, changes: Iterable[Change]) -> None:
+        """Takes over emergencies that another reading of the source saw open or close."""
+        self._escalations = self._escalations.after(changes)
+
+    def sibling(self, lookups: Lookups | None) -> "Interpreter":
+        """Returns another that knows of the same emergencies."""
+        return Interpreter(self._settings, self._mapping, self._escalations, True, lookups)
+
     def _passed(self, interpreted: Interpreted) -> Interpreted:
         self._escalations = interpreted.after
         return interpreted
@@ -176,4 +198,4 @@ class Interpreter:
         before = self._told[what]
         self._told[what] += count
         if len(str(before)) < len(str(self._told[what])) or (count and not before):
-            _LOGGER.warning("link %s: %s, %d so far", self._link, what, before + count)
+            _LOGGER.warning("link %s: %s, %d so far", self._settings.name, what, before + count)

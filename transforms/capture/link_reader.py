@@ -1,5 +1,6 @@
 """Read one link continuously: log to batches in two lanes, by credit, from the ledger on."""
 
+import contextlib
 import logging
 import sys
 import threading
@@ -12,7 +13,8 @@ from schemas.clocks import jitter, monotonic_s, wall_clock_us
 from schemas.errors import CampusSyncError, SourceUnavailable, StoreUnavailable, told
 from schemas.links import LinkSettings
 from schemas.mappings import load_mapping
-from schemas.positions import START, Position
+from schemas.positions import SEQ_END, START, Position
+from transforms.capture.express import ExpressReading
 from transforms.capture.interpret import Interpreter
 from transforms.capture.resume import Known, can_resume, refuse_rewound, snapshot_reason
 from transforms.capture.shared_log import SharedLog, Stretch, shared_log
@@ -22,8 +24,9 @@ from transforms.capture.source_log import GapFound, LogStream, source_log
 from transforms.capture.two_lanes import TwoLanes
 from transforms.capture.warm_up import warm_up
 from transforms.deliver import ledger
+from transforms.escalations import Change
 from transforms.harmonise.lookups import Lookups
-from transforms.harmonise.parents_in_store import StoreParents
+from transforms.harmonise.parents_in_store import StoreConnection, StoreParents
 from transforms.parking import HERE
 from transforms.turns import turn
 
@@ -74,12 +77,12 @@ class LinkReader:
         self._interpreter: Interpreter | None = None
         self._mapping = load_mapping(settings.mapping)
         self._log = source_log(settings, self._mapping, now_us, monotonic)
-        parents = StoreParents(self._asking, settings.source, self._mapping)
         has_parents = any(table.parent for table in self._mapping.tables.values())
+        self._asking = StoreConnection(settings.store_dsn)
+        parents = StoreParents(self._asking, settings.source, self._mapping)
         self._lookups = Lookups(self._mapping, parents) if has_parents else None
         # What is known of parents is one link's own state: its reading is, too.
         self._shared = SharedLog() if has_parents else shared_log(settings)
-        self._asked: psycopg.Connection | None = None
         self._joined = False
         self._confirmed_lsn = 0
         self._published: dict[str, str] = {}
@@ -154,8 +157,7 @@ class LinkReader:
                 self._stopping.wait(_BACKOFF_MAX_S)
             self._check_abandoned()
         self._lanes.close()
-        if self._asked is not None:
-            self._asked.close()
+        self._asking.close()
 
     def _session(self) -> Iterator[None]:
         """Reads from one connection until it breaks; yields after each thing taken."""
@@ -216,13 +218,39 @@ class LinkReader:
             return
         with opened as (point, parts):
             self._confirmed_lsn = point.lsn + 1
-            for raw in parts:
-                self._take(raw)
-                yield
-                self._wait_for_room()
-                self._wait(reading.pause_s)
-                if self._stopping.is_set():
-                    return
+            with self._beside(Position(point.lsn, SEQ_END)) as express:
+                for raw in parts:
+                    escalations = self._take(raw, beside=True)
+                    if express is not None:
+                        express.learn(escalations)
+                    yield
+                    self._wait_for_room()
+                    self._wait(reading.pause_s)
+                    if self._stopping.is_set():
+                        return
+
+    @contextlib.contextmanager
+    def _beside(self, begin: Position) -> Iterator[ExpressReading | None]:
+        """Carries emergencies out of the log behind `begin` while a snapshot is read."""
+        if not self._log.resumes:
+            yield None  # It is in the topic itself.
+            return
+        settings, lookups = self._settings, None
+        with contextlib.closing(StoreConnection(settings.store_dsn)) as asking:
+            if self._lookups is not None:
+                parents = StoreParents(asking, settings.source, self._mapping)
+                lookups = Lookups(self._mapping, parents, follow=False)
+            with ExpressReading(
+                settings.name,
+                self._log,
+                begin,
+                self._confirmed_lsn,
+                self._interpreter.sibling(lookups),
+                lookups,
+                lambda stretch: self._lanes.add_urgent(stretch, self._now_us()),
+                lambda: not self._lanes.urgent_full,
+            ) as express:
+                yield express
 
     def _stream(self) -> Iterator[None]:
         """Reads the log, for others too, until it is better to follow another link."""
@@ -306,22 +334,22 @@ class LinkReader:
         routine = self._ledger.routine
         return max(self._confirmed_lsn, routine.acknowledgeable_lsn if routine else 0)
 
-    def _take(self, raw: RawChanges, behind_us: int = 0) -> None:
-        """Interprets one stretch and queues it in both lanes, and for the links that follow."""
+    def _take(
+        self, raw: RawChanges, behind_us: int = 0, beside: bool = False
+    ) -> tuple[Change, ...]:
+        """Interprets one stretch and queues it in both lanes, and for the links that follow.
+
+        Returns the emergencies that it opens and closes. `beside`: as `TwoLanes.add` has it.
+        """
         if self._lookups is not None:
             self._lookups.acknowledged(self._ledger.routine or START)
         # Parents that are not known here are asked for in the store.
         with turn(raw.captured, waits=self._lookups is not None):
             interpreted = self._interpreter.interpret(raw, self._lanes.read_to)
         self._shared.write(self._settings.name, Stretch(interpreted, behind_us))
-        self._lanes.add(interpreted, self._now_us())
+        self._lanes.add(interpreted, self._now_us(), beside)
         self._lanes.behind_us = behind_us
-
-    def _asking(self) -> psycopg.Connection:
-        """Returns a connection on which the store is asked for parents."""
-        if self._asked is None or self._asked.closed:
-            self._asked = ledger.connect(self._settings.store_dsn)
-        return self._asked
+        return interpreted.escalations
 
     @property
     def _full(self) -> bool:

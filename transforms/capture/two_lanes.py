@@ -1,5 +1,6 @@
 """Hold a link's changes between its log and the runner, in two lanes, until the ledger has them."""
 
+import dataclasses
 import threading
 from collections.abc import Callable
 
@@ -7,7 +8,7 @@ import pyarrow as pa
 
 from schemas.batches import ChangeBatch, Lane
 from schemas.links import LinkSettings
-from schemas.positions import START, Position
+from schemas.positions import SEQ_END, START, Position
 from schemas.wire import ChangeBatchCoder, seal
 from transforms.capture.interpret import Interpreted
 from transforms.capture.prepare import Preparer
@@ -77,6 +78,11 @@ class TwoLanes:
         return self._spools[Lane.ROUTINE].full
 
     @property
+    def urgent_full(self) -> bool:
+        """Whether no more emergencies should be read until the ledger moves."""
+        return self._spools[Lane.EMERGENCY].full
+
+    @property
     def under_way(self) -> bool:
         """Whether something was sent that the ledger does not have."""
         return any(sender.under_way_rows for sender in self._senders.values())
@@ -88,24 +94,51 @@ class TwoLanes:
                 self.read_to = progress.routine or START
                 self._urgent_to = progress.emergency or START
 
-    def add(self, stretch: Interpreted, read_us: int) -> None:
-        """Queues the next stretch in both lanes."""
+    def add(self, stretch: Interpreted, read_us: int, beside: bool = False) -> None:
+        """Queues the next stretch in both lanes.
+
+        Args:
+          read_us: when it was read.
+          beside: it is of a snapshot, beside which `add_urgent` may have gone ahead in the log.
+        """
         routine = self._preparer.routine(stretch, read_us)
-        opened = {change[0] for change in stretch.escalations if change[4]}
-        waiting = self._waiting_of(opened) if opened else {}
+        waiting = self._waiting_of(stretch)
         with self._changed:
-            urgent = self._preparer.emergency(stretch, routine, self._urgent_to, waiting)
-            # After a restart the log is read again from the routine ledger; what the emergency
-            # lane had passed by then needs no second copy.
-            if urgent is not None and urgent.end > self._urgent_to:
-                self._senders[Lane.EMERGENCY].add(urgent)
-                self._urgent_to = urgent.end
+            self._add_urgent(stretch, routine, waiting, beside)
             self._senders[Lane.ROUTINE].add(routine)
             self.read_to = stretch.end
             self._changed.notify_all()
 
-    def _waiting_of(self, patients: set[str]) -> dict[str, list[pa.RecordBatch]]:
-        """Returns what the routine lane still holds of these patients."""
+    def add_urgent(self, stretch: Interpreted, read_us: int) -> None:
+        """Queues what is urgent of a stretch that both lanes have still to come to."""
+        waiting = self._waiting_of(stretch)
+        with self._changed:
+            self._add_urgent(stretch, self._preparer.routine(stretch, read_us), waiting, False)
+            self._changed.notify_all()
+
+    def _add_urgent(
+        self,
+        stretch: Interpreted,
+        routine: ChangeBatch,
+        waiting: dict[str, list[pa.RecordBatch]],
+        beside: bool,
+    ) -> None:
+        urgent = self._preparer.emergency(stretch, routine, self._urgent_to, waiting)
+        if urgent is None:
+            return
+        if beside and urgent.end <= self._urgent_to:
+            urgent = dataclasses.replace(urgent, end=_just_behind(self._urgent_to))
+        # After a restart the log is read again from the routine ledger, and after a snapshot
+        # too: what the emergency lane had passed by then needs no second copy.
+        if urgent.end > self._urgent_to:
+            self._senders[Lane.EMERGENCY].add(urgent)
+            self._urgent_to = urgent.end
+
+    def _waiting_of(self, stretch: Interpreted) -> dict[str, list[pa.RecordBatch]]:
+        """Returns what the routine lane still holds of patients whose emergency it opens."""
+        patients = {change[0] for change in stretch.escalations if change[4]}
+        if not patients:
+            return {}
         spool = self._spools[Lane.ROUTINE]
         with self._changed:
             pinned = spool.pin()
@@ -178,3 +211,9 @@ class TwoLanes:
         if self._settings.one_worker and not self._senders[batch.lane].doubts(batch):
             return HERE.park(finished)
         return seal(finished)
+
+
+def _just_behind(position: Position) -> Position:
+    """Returns a place that no commit has: the next one begins at least a record further."""
+    lsn, seq = position
+    return Position(lsn + 1, 1) if seq == SEQ_END else Position(lsn, seq + 1)

@@ -8,6 +8,7 @@ from psycopg import sql
 
 from schemas.mappings import CampusMapping
 from schemas.tables import Kind
+from transforms.deliver import ledger
 from transforms.harmonise.lookups import Child, Entry
 from transforms.harmonise.reissue import AWAITING
 
@@ -22,6 +23,28 @@ _LIVE_CHILDREN = sql.SQL(
     "SELECT record_id, parent_ref, remarks, src_lsn, src_seq FROM {table}"
     " WHERE campus = %(campus)s AND src_table = %(src_table)s AND NOT deleted"
 )
+
+
+class StoreConnection:
+    """A connection to a store, in autocommit, opened when it is asked for and it is not open."""
+
+    def __init__(self, dsn: str):
+        self._dsn = dsn
+        self._open: psycopg.Connection | None = None
+
+    def __call__(self) -> psycopg.Connection:
+        """Returns it.
+
+        Raises:
+          psycopg.Error: the store cannot be reached.
+        """
+        if self._open is None or self._open.closed:
+            self._open = ledger.connect(self._dsn)
+        return self._open
+
+    def close(self) -> None:
+        if self._open is not None:
+            self._open.close()
 
 
 class StoreParents:

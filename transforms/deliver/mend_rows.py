@@ -12,7 +12,8 @@ from schemas.receipts import Counts
 from transforms.checksum import with_digests
 from transforms.deliver import ledger
 from transforms.deliver.compact import compact, every_column
-from transforms.deliver.merge import Outcome, TableMerger
+from transforms.deliver.merge import TableMerger
+from transforms.deliver.outcomes import Outcome
 
 _NEWEST = """\
 SELECT coalesce(max(src_seq), 0) FROM consult.{table}

@@ -17,7 +17,7 @@ from schemas.mappings import CampusMapping, Source, load_mapping
 from schemas.positions import Position
 from transforms.capture.debezium.hints import table_specs
 from transforms.capture.debezium.whole_record import is_whole, read_again
-from transforms.deliver.outcomes import Outcome
+from transforms.deliver.merging.outcomes import Outcome
 from transforms.deliver.replay_letter import SOURCE_KIND, STORE_KINDS, Retrial
 from transforms.deliver.store import Store
 from transforms.harmonise import Harmoniser

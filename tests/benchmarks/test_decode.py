@@ -4,7 +4,7 @@ import pytest
 
 from schemas.positions import START
 from tests.pgoutput_bytes import begin, commit, insert, relation, update, xlog
-from transforms.capture.pgoutput import PgOutputDecoder
+from transforms.capture.postgresql.pgoutput import PgOutputDecoder
 
 ROWS = 100_000
 FEED = 4_000  # Payloads a call: about a megabyte, as the stream hands them over.

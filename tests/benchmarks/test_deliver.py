@@ -17,8 +17,9 @@ from schemas.batches import ChangeBatch, Lane, Op
 from schemas.positions import SEQ_END, START, Position
 from tests.canonical import COMMIT_US, rows_of
 from tests.deliveries import LINK, batch_of, lab_results
-from transforms.deliver import ledger, merge
+from transforms.deliver import ledger
 from transforms.deliver import store as store_module
+from transforms.deliver.merging import merge
 from transforms.deliver.store import Store
 
 ROWS = 20_000

@@ -25,9 +25,9 @@ from transforms.capture.mariadb.snapshot import consistent_point, snapshot
 from transforms.capture.mariadb.source import MariaDbSource
 from transforms.capture.mariadb.state import state
 from transforms.capture.mariadb.stream import BinlogStream
-from transforms.capture.pgoutput import KeyUnknown
+from transforms.capture.postgresql.pgoutput import KeyUnknown
+from transforms.capture.postgresql.snapshot import TableMissing
 from transforms.capture.resume import SourceRewound
-from transforms.capture.snapshot import TableMissing
 
 pytest_plugins = ["tests.fixtures_mariadb"]
 

@@ -17,15 +17,15 @@ from schemas.batches import Op, RawChanges
 from schemas.errors import SourceUnavailable
 from schemas.positions import SEQ_END, Position
 from tests.raw_changes import rows_of, short
-from transforms.capture import slots
-from transforms.capture.pgoutput import PgOutputDecoder
-from transforms.capture.replication import (
+from transforms.capture.postgresql import slots
+from transforms.capture.postgresql.pgoutput import PgOutputDecoder
+from transforms.capture.postgresql.replication import (
     PublicationMissing,
     ReplicationStream,
     SlotInvalidated,
     SlotMissing,
 )
-from transforms.capture.snapshot import TableMissing, snapshot
+from transforms.capture.postgresql.snapshot import TableMissing, snapshot
 from transforms.capture.warm_up import warm_up_decoder
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -431,7 +431,7 @@ LARGE = """
 import json, resource, sys
 from schemas.positions import Position
 from tests.e2e.test_capture_postgresql import Capture
-from transforms.capture.pgoutput import PgOutputDecoder
+from transforms.capture.postgresql.pgoutput import PgOutputDecoder
 
 dsn, slot, lsn, seq = sys.argv[1:]
 link = Capture(dsn, {"public.t": ("id",)}, slot, Position(int(lsn), int(seq)))

@@ -27,9 +27,9 @@ from schemas.positions import SEQ_END, Position
 from schemas.reports import comparison_to_json
 from schemas.wire import seal
 from tests.raw_changes import COMMIT_US, hospital_batch
-from transforms.capture import slots
 from transforms.capture.interpret import Interpreter
 from transforms.capture.link_reader import LinkReader
+from transforms.capture.postgresql import slots
 from transforms.capture.prepare import Preparer
 from transforms.deliver import ledger
 from transforms.deliver.store import Store

@@ -21,7 +21,7 @@ from tests.canonical import COMMIT_US, rows_of
 from tests.deliveries import LINK, batch_of, lab_results, part_of, resealed
 from transforms.checksum import digest_rows
 from transforms.deliver import ledger, store_schema
-from transforms.deliver.merge import EXPRESS_ROWS_MAX
+from transforms.deliver.merging.merge import EXPRESS_ROWS_MAX
 from transforms.deliver.store import Store
 from transforms.seal_dead_letters import Sealer, make_key
 

@@ -28,10 +28,10 @@ from schemas.positions import START, Position
 from schemas.receipts import Counts, Receipt
 from schemas.reports import ONE_SIDED, Fill, Health, State, comparison_to_json, to_csv, to_json
 from schemas.wire import seal
-from transforms.capture import slots
 from transforms.capture.interpret import Interpreter
+from transforms.capture.postgresql import slots
+from transforms.capture.postgresql.snapshot import snapshot
 from transforms.capture.prepare import Preparer
-from transforms.capture.snapshot import snapshot
 from transforms.deliver import ledger, sla_store
 from transforms.deliver.store import Store
 from transforms.measure_lag import LagWindow, measure

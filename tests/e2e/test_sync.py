@@ -27,7 +27,7 @@ from tests.faults.harness import (
     until,
 )
 from tests.faults.history import History
-from transforms.capture import slots
+from transforms.capture.postgresql import slots
 
 ROOT = pathlib.Path(__file__).parents[2]
 LONG_TEXT_BYTES = 20_000  # Stored out of line: unchanged, it is not in the log.

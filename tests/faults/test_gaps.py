@@ -22,7 +22,7 @@ from tests.faults.harness import (
     seed_of_this_run,
     until,
 )
-from transforms.capture import slots
+from transforms.capture.postgresql import slots
 from transforms.deliver import store_schema
 
 SMALL_LOG = {"max_slot_wal_keep_size": "2MB", "min_wal_size": "32MB", "max_wal_size": "32MB"}

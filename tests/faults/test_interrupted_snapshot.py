@@ -19,7 +19,7 @@ from tests.faults.harness import (
     until,
 )
 from tests.faults.test_gaps import resumes
-from transforms.capture import slots
+from transforms.capture.postgresql import slots
 
 pytest_plugins = ["tests.fixtures_mariadb"]
 

@@ -8,7 +8,7 @@ import pytest
 from runners.embedded.postgres import PostgresServer
 from schemas.batches import Lane
 from tests.faults.harness import CAMPUS, QUICK, SOURCE_SETTINGS, Link, Network, Site, until
-from transforms.capture import slots
+from transforms.capture.postgresql import slots
 
 STORES = ("primary", CAMPUS, "east")
 NETWORK = Network(1, 0.05, 0.05, 3)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from schemas.batches import Op
 from schemas.entities import VISIT
 from tests.canonical import rows_of
-from transforms.deliver.compact import compact, every_column
+from transforms.deliver.merging.compact import compact, every_column
 
 KEYS = ["a", "b", "c"]
 COLUMNS = ["visit_no", "status", "triage_level"]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transforms.deliver.copy_binary import Wire, WireColumn, encode_rows, encode_text_array
+from transforms.deliver.merging.copy_binary import Wire, WireColumn, encode_rows, encode_text_array
 
 
 def fields_of(column: WireColumn, rows: int) -> list[bytes | None]:

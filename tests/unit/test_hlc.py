@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.hlc import HybridClock, stamp_of, us_of
-from transforms.deliver.merge_wire import hlc_of
+from transforms.deliver.merging.merge_wire import hlc_of
 
 NOW = 1_800_000_000_000_000
 BOUND = 300_000_000

@@ -15,7 +15,7 @@ from transforms.capture.mariadb.decode import BinlogDecoder
 from transforms.capture.mariadb.errors import LogSettingsWrong, LogUnusable, ServerRefused
 from transforms.capture.mariadb.places import border, transaction
 from transforms.capture.mariadb.table_map import MetadataMissing
-from transforms.capture.pgoutput import KeyUnknown, ProtocolError
+from transforms.capture.postgresql.pgoutput import KeyUnknown, ProtocolError
 
 BEGIN = Position(border(1, 256), SEQ_END)
 ID = 0x4001

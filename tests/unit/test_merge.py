@@ -12,9 +12,9 @@ from schemas.tables import Table
 from tests.canonical import rows_of
 from tests.deliveries import batch_of, part_of
 from transforms.deliver.ledger import LedgerState
-from transforms.deliver.merge import TableMerger
-from transforms.deliver.merge_wire import hlc_of
-from transforms.deliver.trim import new_parts, runs_of
+from transforms.deliver.merging.merge import TableMerger
+from transforms.deliver.merging.merge_wire import hlc_of
+from transforms.deliver.merging.trim import new_parts, runs_of
 
 
 class Session:

@@ -22,7 +22,7 @@ from tests.pgoutput_bytes import (
 )
 from tests.raw_changes import rows_of
 from transforms.capture.columns import TooManyColumns
-from transforms.capture.pgoutput import (
+from transforms.capture.postgresql.pgoutput import (
     POSTGRES_EPOCH_US,
     KeyUnknown,
     PgOutputDecoder,

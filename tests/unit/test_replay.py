@@ -16,8 +16,8 @@ from schemas.tables import Kind
 from tests.canonical import COMMIT_US, rows_of
 from tests.raw_changes import DDL, hospital_batch
 from tests.raw_changes import raw_of as raw_changes
+from transforms.deliver.merging.refused_rows import sealed_row
 from transforms.deliver.replay_letter import SOURCE_KIND, STORE_KINDS
-from transforms.deliver.store import _sealed_row
 from transforms.harmonise import Harmoniser
 from transforms.seal_dead_letters import letter_id_of
 
@@ -123,7 +123,7 @@ def test_a_canonical_change_comes_back_from_its_letter(case):
         commit_us=batch["_commit_us"][0].as_py(),
         reason="check_violation",
         column="",
-        row=_sealed_row(table.name, batch, bytes(range(32))),
+        row=sealed_row(table.name, batch, bytes(range(32))),
     )
     assert reject.row["_digest"] == bytes(range(32)).hex()
     found = canonical_of(reject)

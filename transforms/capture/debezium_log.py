@@ -16,7 +16,7 @@ from transforms.capture.debezium.hints import table_specs
 from transforms.capture.debezium.source import DebeziumSource, SnapshotMissing
 from transforms.capture.debezium.topic import TopicState, place_of
 from transforms.capture.polled_stream import PolledStream
-from transforms.capture.slots import SlotState
+from transforms.capture.postgresql.slots import SlotState
 from transforms.capture.snapshot_part import WHOLE, Rest
 from transforms.capture.source_log import gaps
 

@@ -16,9 +16,9 @@ from schemas.mappings import load_mapping
 from schemas.positions import SEQ_END, START, Position
 from transforms.capture.express import ExpressReading
 from transforms.capture.interpret import Interpreter
+from transforms.capture.postgresql.slots import SlotState
 from transforms.capture.resume import Known, can_resume, refuse_rewound, snapshot_reason
 from transforms.capture.shared_log import SharedLog, Stretch, shared_log
-from transforms.capture.slots import SlotState
 from transforms.capture.snapshot_reading import SnapshotReading
 from transforms.capture.source_log import GapFound, LogStream, source_log
 from transforms.capture.two_lanes import TwoLanes

@@ -17,7 +17,7 @@ from transforms.capture.mariadb.snapshot import SnapshotPoint
 from transforms.capture.mariadb.source import MariaDbSource
 from transforms.capture.mariadb.stream import BinlogStream
 from transforms.capture.polled_stream import PolledStream
-from transforms.capture.slots import SlotState
+from transforms.capture.postgresql.slots import SlotState
 from transforms.capture.snapshot_part import WHOLE, Rest, SnapshotChanges
 from transforms.capture.source_log import gaps
 from transforms.deliver import anchors, ledger

@@ -6,11 +6,15 @@ from collections.abc import Callable, Iterator
 from schemas.links import LinkSettings
 from schemas.mappings import CampusMapping
 from schemas.positions import Position
-from transforms.capture import slots
-from transforms.capture.pgoutput import PgOutputDecoder
-from transforms.capture.replication import ReplicationStream, SlotInvalidated, SlotMissing
-from transforms.capture.slots import CreatedSlot, SlotState
-from transforms.capture.snapshot import rows_estimated, snapshot
+from transforms.capture.postgresql import slots
+from transforms.capture.postgresql.pgoutput import PgOutputDecoder
+from transforms.capture.postgresql.replication import (
+    ReplicationStream,
+    SlotInvalidated,
+    SlotMissing,
+)
+from transforms.capture.postgresql.slots import CreatedSlot, SlotState
+from transforms.capture.postgresql.snapshot import rows_estimated, snapshot
 from transforms.capture.snapshot_part import WHOLE, Rest, SnapshotChanges
 from transforms.capture.source_log import Reading, gaps
 from transforms.turns import turn

@@ -9,7 +9,7 @@ from schemas.errors import CampusSyncError
 from schemas.links import LinkSettings
 from schemas.mappings import CampusMapping
 from schemas.positions import Position
-from transforms.capture.slots import SlotState
+from transforms.capture.postgresql.slots import SlotState
 from transforms.capture.snapshot_part import WHOLE, Rest
 
 

@@ -7,7 +7,7 @@ from schemas.links import LinkSettings
 from schemas.mappings import CampusMapping
 from schemas.positions import START
 from transforms.capture.interpret import Interpreter
-from transforms.capture.pgoutput import PgOutputDecoder
+from transforms.capture.postgresql.pgoutput import PgOutputDecoder
 from transforms.capture.prepare import Preparer
 from transforms.escalations import Escalations
 

@@ -18,13 +18,13 @@ from schemas.positions import Position
 from schemas.receipts import Counts, Receipt
 from transforms.checksum import EMPTY_SET
 from transforms.deliver import ledger
-from transforms.deliver.compact import Compacted, compact
 from transforms.deliver.ledger import LedgerState
-from transforms.deliver.merge import TableMerger
-from transforms.deliver.outcomes import ExpressRefused, Merged, Outcome, Refusal, is_data
-from transforms.deliver.refused_rows import rejected
+from transforms.deliver.merging.compact import Compacted, compact
+from transforms.deliver.merging.merge import TableMerger
+from transforms.deliver.merging.outcomes import ExpressRefused, Merged, Outcome, Refusal, is_data
+from transforms.deliver.merging.refused_rows import rejected
+from transforms.deliver.merging.trim import Part, Sums, add_to, negative, runs_of, sums_of
 from transforms.deliver.replay_letter import STORE_KINDS
-from transforms.deliver.trim import Part, Sums, add_to, negative, runs_of, sums_of
 from transforms.seal_dead_letters import Sealer
 from transforms.turns import turn
 

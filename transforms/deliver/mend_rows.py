@@ -11,9 +11,9 @@ from schemas.entities import TABLES
 from schemas.receipts import Counts
 from transforms.checksum import with_digests
 from transforms.deliver import ledger
-from transforms.deliver.compact import compact, every_column
-from transforms.deliver.merge import TableMerger
-from transforms.deliver.outcomes import Outcome
+from transforms.deliver.merging.compact import compact, every_column
+from transforms.deliver.merging.merge import TableMerger
+from transforms.deliver.merging.outcomes import Outcome
 
 _NEWEST = """\
 SELECT coalesce(max(src_seq), 0) FROM consult.{table}

@@ -12,10 +12,10 @@ from schemas.entities import TABLES
 from schemas.receipts import Counts
 from transforms.checksum import EMPTY_SET, add_sets
 from transforms.deliver import ledger
-from transforms.deliver.compact import compact
 from transforms.deliver.ledger import LedgerState
-from transforms.deliver.merge import TableMerger
-from transforms.deliver.outcomes import Outcome
+from transforms.deliver.merging.compact import compact
+from transforms.deliver.merging.merge import TableMerger
+from transforms.deliver.merging.outcomes import Outcome
 from transforms.seal_dead_letters import Sealer
 
 # What a store refused is sealed as a canonical row, what was refused before as the source's.

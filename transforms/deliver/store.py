@@ -14,13 +14,14 @@ from schemas.entities import TABLES
 from schemas.errors import SealBrokenError, StoreUnavailable
 from schemas.positions import Position
 from schemas.receipts import Counts, Receipt
-from transforms.deliver import ledger, mend_rows, merge
+from transforms.deliver import ledger, mend_rows
 from transforms.deliver.delivery import Delivery
 from transforms.deliver.edit_schema import OWN_SESSION
-from transforms.deliver.merge import TableMerger
-from transforms.deliver.outcomes import ContendedError, ExpressRefused
+from transforms.deliver.merging import merge
+from transforms.deliver.merging.merge import TableMerger
+from transforms.deliver.merging.outcomes import ContendedError, ExpressRefused
+from transforms.deliver.merging.trim import new_parts
 from transforms.deliver.replay_letter import Retrial, Settled, settle
-from transforms.deliver.trim import new_parts
 from transforms.seal_dead_letters import Sealer
 
 _LOGGER = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from transforms.capture.mariadb.prepared import Prepared, xid_of_gtid, xid_of_pr
 from transforms.capture.mariadb.rows import RowWriter
 from transforms.capture.mariadb.statements import effect, read_query, xa_end
 from transforms.capture.mariadb.tables import Tables
-from transforms.capture.pgoutput import ProtocolError
+from transforms.capture.postgresql.pgoutput import ProtocolError
 
 _BATCH_BYTES_MAX = 1 << 28  # With text three times as long as its bytes, an Arrow offset holds.
 _BUFFER_MIN = 1 << 16

@@ -1,7 +1,7 @@
 """What may be wrong with a binlog, each with what helps."""
 
 from schemas.errors import CampusSyncError
-from transforms.capture.replication import SlotInvalidated
+from transforms.capture.postgresql.replication import SlotInvalidated
 from transforms.capture.resume import SourceRewound
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 
 from transforms.capture.columns import COLUMNS_MAX, Layout, TooManyColumns
-from transforms.capture.pgoutput import KeyUnknown
+from transforms.capture.postgresql.pgoutput import KeyUnknown
 
 
 def table_layout(

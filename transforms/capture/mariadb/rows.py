@@ -13,7 +13,7 @@ from transforms.capture.mariadb.places import describe
 from transforms.capture.mariadb.refuse import refuse_partial, unmarked
 from transforms.capture.mariadb.tables import Followed
 from transforms.capture.mariadb.text_area import TextArea, decode_slowly
-from transforms.capture.pgoutput import ProtocolError
+from transforms.capture.postgresql.pgoutput import ProtocolError
 
 
 class RowWriter:

@@ -21,7 +21,7 @@ from transforms.capture.mariadb.refuse import unmarked
 from transforms.capture.mariadb.session import clock_us, connect, is_mariadb, translated
 from transforms.capture.mariadb.snapshot_columns import SourceTable, quote_table, source_table
 from transforms.capture.mariadb.text_area import TextArea, decode_slowly
-from transforms.capture.snapshot import Content, snapshot_changes
+from transforms.capture.postgresql.snapshot import Content, snapshot_changes
 from transforms.capture.snapshot_part import WHOLE, Key, Rest, SnapshotChanges, nothing_left
 
 _READ_BYTES = 1 << 20

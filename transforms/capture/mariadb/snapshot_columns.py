@@ -8,7 +8,7 @@ import pymysql
 from transforms.capture.columns import Layout
 from transforms.capture.mariadb import charsets, result_rows
 from transforms.capture.mariadb.layouts import table_layout
-from transforms.capture.snapshot import TableMissing
+from transforms.capture.postgresql.snapshot import TableMissing
 
 _INTEGERS = {"tinyint", "smallint", "mediumint", "int", "bigint"}
 _TEXTS = {"char", "varchar", "tinytext", "text", "mediumtext", "longtext", "enum", "set"}

@@ -19,8 +19,8 @@ from transforms.capture.mariadb.snapshot import (
 )
 from transforms.capture.mariadb.state import LogState, rows_estimated, state, tables_of
 from transforms.capture.mariadb.stream import BinlogStream
+from transforms.capture.postgresql.slots import SlotState
 from transforms.capture.retention import seconds_left
-from transforms.capture.slots import SlotState
 from transforms.capture.snapshot_part import WHOLE, Rest, SnapshotChanges
 
 _READER_IDS = 1 << 31  # The upper half: replicas are given small numbers.

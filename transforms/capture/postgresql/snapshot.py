@@ -16,8 +16,8 @@ from schemas.batches import Op, Reject
 from schemas.errors import CampusSyncError
 from schemas.positions import SEQ_END, Position
 from transforms.capture.columns import NULL, SLACK, Layout, Rows, record_batch
-from transforms.capture.replication import CopyReader, connect, start_copy, unavailable
-from transforms.capture.slots import CreatedSlot
+from transforms.capture.postgresql.replication import CopyReader, connect, start_copy, unavailable
+from transforms.capture.postgresql.slots import CreatedSlot
 from transforms.capture.snapshot_part import WHOLE, Key, Rest, SnapshotChanges, nothing_left
 
 _WAIT_S = 5.0

@@ -10,14 +10,14 @@ from psycopg.pq import Format
 
 from schemas.batches import Lane, Op
 from schemas.tables import Kind, Table
-from transforms.deliver.copy_binary import (
+from transforms.deliver.merging.copy_binary import (
     CopyRows,
     Wire,
     WireColumn,
     encode_rows,
     encode_text_array,
 )
-from transforms.deliver.merge_sql import stored_names
+from transforms.deliver.merging.merge_sql import stored_names
 
 _WIRES = {
     Kind.TEXT: Wire.BYTES,

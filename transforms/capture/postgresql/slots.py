@@ -10,7 +10,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from schemas.errors import CampusSyncError, SourceUnavailable
 from schemas.positions import format_lsn, parse_lsn
-from transforms.capture.replication import (
+from transforms.capture.postgresql.replication import (
     PublicationMissing,
     SlotInvalidated,
     SlotMissing,

@@ -10,12 +10,12 @@ import pyarrow.compute as pc
 
 from schemas.batches import Lane
 from schemas.tables import Kind, Table
-from transforms.deliver.base_rows import Ready, is_bare, made_whole
-from transforms.deliver.compact import Compacted
-from transforms.deliver.copy_binary import copy_rows
 from transforms.deliver.join_source_rows import EDITED_NAMES, SourceRows
-from transforms.deliver.merge_sql import merge_sql
-from transforms.deliver.merge_wire import (
+from transforms.deliver.merging.base_rows import Ready, is_bare, made_whole
+from transforms.deliver.merging.compact import Compacted
+from transforms.deliver.merging.copy_binary import copy_rows
+from transforms.deliver.merging.merge_sql import merge_sql
+from transforms.deliver.merging.merge_wire import (
     LANE_CODES,
     TextArray,
     TextArrayDumper,
@@ -25,7 +25,7 @@ from transforms.deliver.merge_wire import (
     json_rows,
     texts_of,
 )
-from transforms.deliver.outcomes import (
+from transforms.deliver.merging.outcomes import (
     ContendedError,
     ExpressRefused,
     Merged,

@@ -13,7 +13,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from schemas.clocks import monotonic_s, wall_clock_us
 from schemas.errors import CampusSyncError, SourceUnavailable
 from schemas.positions import format_lsn
-from transforms.capture.pgoutput import POSTGRES_EPOCH_US
+from transforms.capture.postgresql.pgoutput import POSTGRES_EPOCH_US
 
 # Stream and snapshot must write a value in the same words (trap 12), so that both are told the
 # same, whatever the role's and the database's own settings are. `row_security=off` turns a row

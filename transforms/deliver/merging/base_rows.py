@@ -10,9 +10,9 @@ import pyarrow.compute as pc
 from schemas.batches import Op
 from schemas.tables import ARROW_TYPES, Table
 from transforms.checksum import digest_rows
-from transforms.deliver.compact import Compacted, every_column
-from transforms.deliver.merge_sql import FETCHED_TYPES, merge_sql
-from transforms.deliver.merge_wire import TextArray
+from transforms.deliver.merging.compact import Compacted, every_column
+from transforms.deliver.merging.merge_sql import FETCHED_TYPES, merge_sql
+from transforms.deliver.merging.merge_wire import TextArray
 
 
 @dataclasses.dataclass(frozen=True)

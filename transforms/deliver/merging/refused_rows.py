@@ -8,7 +8,7 @@ import pyarrow as pa
 from schemas.batches import Reject
 from schemas.entities import TABLES
 from schemas.positions import Position
-from transforms.deliver.outcomes import Refusal
+from transforms.deliver.merging.outcomes import Refusal
 
 
 def rejected(
@@ -35,7 +35,7 @@ def rejected(
                 commit_us=change["_commit_us"],
                 reason=refusal.reason,
                 column=refusal.column,
-                row=_sealed_row(table, row, digests[change["_lsn"], change["_seq"]]),
+                row=sealed_row(table, row, digests[change["_lsn"], change["_seq"]]),
             )
         )
     return captured, rejects
@@ -53,7 +53,7 @@ def _as_captured(rows: pa.RecordBatch, some: pa.RecordBatch) -> pa.RecordBatch:
     return rows.take(pa.array([found[place] for place in sorted(wanted)], pa.int64()))
 
 
-def _sealed_row(table: str, row: pa.RecordBatch, digest: bytes | None) -> dict[str, str | None]:
+def sealed_row(table: str, row: pa.RecordBatch, digest: bytes | None) -> dict[str, str | None]:
     """Returns what a letter keeps of a canonical row; a column that is absent was unchanged.
 
     `digest` is what the manifest counted of it.

@@ -1,0 +1,1 @@
+"""A PostgreSQL source: replication slots, pgoutput and snapshots (ADRs 0001, 0003, 0010)."""

@@ -17,9 +17,8 @@ from schemas.batches import ChangeBatch, Lane, Op
 from schemas.positions import SEQ_END, START, Position
 from tests.canonical import COMMIT_US, rows_of
 from tests.deliveries import LINK, batch_of, lab_results
-from transforms.deliver import ledger
-from transforms.deliver import store as store_module
-from transforms.deliver.merging import merge
+from transforms.deliver import delivery, ledger
+from transforms.deliver.merging import merge, merge_wire
 from transforms.deliver.store import Store
 
 ROWS = 20_000
@@ -83,12 +82,12 @@ class Split:
 
     STEPS = (
         ("verify", Store, "_is_sound"),
-        ("compact", store_module, "compact"),
-        ("encode", merge.TableMerger, "_encode"),
+        ("compact", delivery, "compact"),
+        ("encode", merge_wire, "_encoded"),
         ("copy", merge.TableMerger, "_copy"),
         ("copy and merge", merge.TableMerger, "merge"),
         ("ledger", ledger, "lock"),
-        ("ledger", store_module._Delivery, "finish"),
+        ("ledger", delivery.Delivery, "finish"),
     )
 
     def __init__(self, monkeypatch):

@@ -21,8 +21,7 @@ from tests.benchmarks.test_deliver import SETTINGS
 from tests.canonical import COMMIT_US
 from tests.deliveries import LINK, batch_of, lab_results
 from transforms.check_quality import QualityChecker
-from transforms.deliver import check_store
-from transforms.deliver import store as store_module
+from transforms.deliver import check_store, delivery
 from transforms.deliver.store import Store
 
 RULES = load_quality_rules()
@@ -74,7 +73,7 @@ def rows_per_s(dsn: str, batches: list[ChangeBatch], way: str, monkeypatch) -> f
     with monkeypatch.context() as changed:
         if way == "inside":
             changed.setattr(
-                store_module._Delivery, "finish", _judging(QualityChecker(RULES, "main"))
+                delivery.Delivery, "finish", _judging(QualityChecker(RULES, "main"))
             )
         began = time.perf_counter()
         for batch in batches:
@@ -88,7 +87,7 @@ def rows_per_s(dsn: str, batches: list[ChangeBatch], way: str, monkeypatch) -> f
 
 
 def _judging(checker: QualityChecker):
-    finish = store_module._Delivery.finish
+    finish = delivery.Delivery.finish
 
     def judged(self, sealer) -> None:
         for batch in self._batches:

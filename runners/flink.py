@@ -196,7 +196,7 @@ class _Supervisor:
             if not server.alive:
                 raise _Failed("Flink's JVM ended")
             if pool is not None and not pool.alive:
-                raise _Failed("the Python workers' pool ended")
+                raise _Failed(pool.end())
             try:
                 state = job.state()
             except grpc.RpcError as error:

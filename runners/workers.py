@@ -1,12 +1,22 @@
-"""The pool that starts Beam's Python workers, each in a process of its own, when Flink asks."""
+"""The pool that starts Beam's Python workers, each in a process of its own, when Flink asks.
+
+Flink's side of Beam does not see every death: for a worker that dies before it has connected it
+waits for ever, for one that dies before its data connection three minutes. The pool does (ADR
+0025).
+"""
 
 import json
+import logging
 import os
 import pathlib
 import select
 import signal
+import subprocess
 import sys
+import threading
+import time
 
+import grpc
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.portability.api import beam_fn_api_pb2
 from apache_beam.runners.worker import sdk_worker_main, worker_pool_main
@@ -19,12 +29,16 @@ _READY = "listening on "
 _START_S = 60
 _OUR_FLAGS = (FlinkTuning, SyncOptions)  # Imported for a worker to know them as flags.
 _LOG_VARIABLE = "CAMPUS_SYNC_WORKER_LOG"
+_NOTICE_S = 5.0  # The engine stops a worker whose death it has seen within half a second.
+_UNNOTICED = 70  # Exit status of a pool.
 
 
 class WorkerPool(processes.Child):
     """A process that serves Beam's EXTERNAL environment: `address` is its environment_config.
 
     Pool and workers die with the process that made them. Their output is appended to `log`.
+    The pool ends by itself when a worker died and the engine did not notice within seconds: only
+    a start of everything helps then.
     """
 
     def __init__(self, options: PipelineOptions, log: pathlib.Path):
@@ -59,6 +73,12 @@ class WorkerPool(processes.Child):
             raise CampusSyncError(f"the Python workers' pool does not start; see {self._log}")
         self.address = line.removeprefix(_READY).strip()
 
+    def end(self) -> str:
+        """Says why a pool that is not alive ended, as far as its exit status tells."""
+        if self._process is not None and self._process.poll() == _UNNOTICED:
+            return "a Python worker died and Flink did not notice"
+        return "the Python workers' pool ended"
+
     def stop(self) -> None:
         """Ends the pool, and the kernel its workers; returns when the pool is gone."""
         self._end()
@@ -73,10 +93,10 @@ def _worker_options(options: PipelineOptions) -> dict:
 
 
 class _Servicer(worker_pool_main.BeamFnExternalWorkerPoolServicer):
-    """Beam's pool with our interpreter, options, log and life line.
+    """Beam's pool with our interpreter, options, log and life line, and an eye on its workers.
 
-    Beam's own starts whatever `python` the PATH has, without the pipeline's options, and its
-    workers outlive a killed pool.
+    Beam's own starts whatever `python` the PATH has, without the pipeline's options, its
+    workers outlive a killed pool, and it does not look whether they live.
     """
 
     def StartWorker(self, start_worker_request, unused_context):
@@ -94,14 +114,34 @@ class _Servicer(worker_pool_main.BeamFnExternalWorkerPoolServicer):
         except OSError as error:
             return beam_fn_api_pb2.StartWorkerResponse(error=type(error).__name__)
         self._worker_processes[worker_id] = worker
+        watch = threading.Thread(target=self._watch, args=[worker_id, worker], daemon=True)
+        watch.start()
         return beam_fn_api_pb2.StartWorkerResponse()
+
+    def _watch(self, worker_id: str, worker: subprocess.Popen) -> None:
+        """Ends the pool if the engine does not stop a worker that died, soon."""
+        status = worker.wait()
+        if status == 0:  # The engine closed the connection: it knows.
+            return
+        time.sleep(_NOTICE_S)
+        if self._worker_processes.get(worker_id) is worker:
+            logging.error("worker %s ended with %s, unnoticed by the engine", worker_id, status)
+            os._exit(_UNNOTICED)
+
+
+def _work() -> None:
+    """Serves the engine until it leaves: by a closed connection or a broken one."""
+    try:
+        sdk_worker_main.main(None)
+    except grpc.RpcError:  # Of the control connection, whose end either side sees.
+        logging.warning("the engine has left")
 
 
 def main(argv: list[str]) -> None:
     """Entry point of the pool (`pool`) and of each worker (`work`)."""
     safe_log.guard_process()
     if argv == ["work"]:
-        sdk_worker_main.main(None)
+        _work()
         return
     address, _server = _Servicer.start(use_process=True)
     print(f"{_READY}{address}", flush=True)

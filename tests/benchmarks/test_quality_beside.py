@@ -72,9 +72,7 @@ def rows_per_s(dsn: str, batches: list[ChangeBatch], way: str, monkeypatch) -> f
         assert ready.wait(60)
     with monkeypatch.context() as changed:
         if way == "inside":
-            changed.setattr(
-                delivery.Delivery, "finish", _judging(QualityChecker(RULES, "main"))
-            )
+            changed.setattr(delivery.Delivery, "finish", _judging(QualityChecker(RULES, "main")))
         began = time.perf_counter()
         for batch in batches:
             store.apply([batch], Lane.ROUTINE)

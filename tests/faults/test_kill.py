@@ -11,11 +11,14 @@ import subprocess
 import sys
 import threading
 import time
+import typing
+from collections.abc import Sequence
 
 import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
+from runners.embedded.mariadb import MariaDbServer
 from runners.embedded.postgres import PostgresServer
 from runners.embedded.process_tree import ProcessId, children_of, send
 from runners.embedded.traffic import Traffic
@@ -34,6 +37,7 @@ from tests.faults.severing import SeveringProxy
 ROOT = pathlib.Path(__file__).parents[2]
 KILLS = int(os.environ.get("CAMPUS_SYNC_KILLS", "6"))
 STORES = ("primary", CAMPUS)
+WORKER = "runners.workers work"
 # To be alive again, not fast: two busy cores start a JVM and two Pythons in a minute.
 RECOVERY_S = 300.0
 RATE = 120
@@ -73,14 +77,19 @@ class Job:
         self.seen |= set(found)
         return found
 
-    def kill_part(self, word: str) -> bool:
-        """Kills the descendant whose command has `word`; False if there is none just now."""
+    def part(self, word: str) -> ProcessId | None:
+        """Returns a descendant whose command has `word`."""
         for process in self.family():
             with contextlib.suppress(OSError):
                 command = pathlib.Path(f"/proc/{process.pid}/cmdline").read_bytes().decode()
                 if word in command.replace("\0", " "):
-                    return send(process, signal.SIGKILL)
-        return False
+                    return process
+        return None
+
+    def kill_part(self, word: str) -> bool:
+        """Kills the descendant whose command has `word`; False if there is none just now."""
+        process = self.part(word)
+        return process is not None and send(process, signal.SIGKILL)
 
     def kill(self) -> None:
         self.family()
@@ -103,16 +112,36 @@ class Job:
         return text
 
 
-class Killer:
-    """Does one seeded kind of harm at a time and waits until the system has caught up."""
+class Harmed(typing.Protocol):
+    """What a killer does harm to: running servers, and what tells whether stores are behind."""
 
-    def __init__(self, site: Site, job: Job, seed: int):
+    source_servers: dict[str, PostgresServer | MariaDbServer]
+    store_servers: dict[str, PostgresServer]
+
+    def log_end(self) -> object: ...
+
+    def drained(self, end: object, store: str) -> bool: ...
+
+    def facts(self, store: str) -> dict: ...
+
+
+class Killer:
+    """Does one seeded kind of harm at a time and waits until the system has caught up.
+
+    Args:
+      first: kinds to begin with; then all kinds come in turn, each time in another order.
+    """
+
+    def __init__(self, site: Harmed, job: Job, seed: int, first: Sequence[str] = ()):
         self._site, self._job = site, job
+        self._first = list(first)
+        self._stores = sorted(site.store_servers)
         self._chance = random.Random(seed)
         self.crashes = collections.Counter()
         self.recoveries: dict[str, list[float]] = collections.defaultdict(list)
         self._kinds = {
-            "worker": lambda: self._job.kill_part("runners.workers work"),
+            "worker": lambda: self._job.kill_part(WORKER),
+            "worker, twice": self._kill_worker_and_next,
             "jvm": lambda: self._job.kill_part("FlinkJobServerDriver"),
             "pool": lambda: self._job.kill_part("runners.workers pool"),
             "run": lambda: self._kill_run(False),
@@ -120,12 +149,12 @@ class Killer:
             "source": self._kill_source,
             "store": self._kill_store,
             "store frozen": self._freeze_store,
-            "worker, store frozen": lambda: self._freeze_store("runners.workers work"),
+            "worker, store frozen": lambda: self._freeze_store(WORKER),
             "source frozen": self._freeze_source,
         }
 
     def harm(self, count: int) -> None:
-        order: list[str] = []
+        order = self._first[::-1]
         for number in range(count):
             if not order:
                 order = sorted(self._kinds)
@@ -154,7 +183,7 @@ class Killer:
 
     def _caught_up(self) -> None:
         end = self._site.log_end()
-        for store in STORES:
+        for store in self._stores:
             until(
                 lambda store=store: self._alive() and self._has(end, store),
                 RECOVERY_S,
@@ -173,20 +202,38 @@ class Killer:
             shutil.rmtree(self._job.work_dir, ignore_errors=True)
         self._job.start()
 
+    def _kill_worker_and_next(self) -> bool:
+        """Kills a worker, and the next one within moments of its start."""
+        first = self._job.part(WORKER)
+        if first is None or not send(first, signal.SIGKILL):
+            return False
+        until(
+            lambda: self._alive() and self._job.part(WORKER) not in (None, first),
+            RECOVERY_S,
+            lambda: f"the next worker{self._job.tail()}",
+        )
+        time.sleep(self._chance.uniform(0, 3))
+        self._job.kill_part(WORKER)
+        return True
+
+    def _some_source(self) -> PostgresServer | MariaDbServer:
+        return self._site.source_servers[self._chance.choice(sorted(self._site.source_servers))]
+
     def _kill_source(self) -> None:
-        self._site.source_server.kill()
+        server = self._some_source()
+        server.kill()
         time.sleep(self._chance.uniform(0, 4))
-        self._site.source_server.start()
+        server.start()
 
     def _kill_store(self) -> None:
-        name = self._chance.choice(STORES)
+        name = self._chance.choice(self._stores)
         self._site.store_servers[name].kill()
         self.crashes[name] += 1
         time.sleep(self._chance.uniform(0, 8))
         self._site.store_servers[name].start()
 
     def _freeze_store(self, word: str = "") -> bool:
-        server = self._site.store_servers[self._chance.choice(STORES)]
+        server = self._site.store_servers[self._chance.choice(self._stores)]
         server.freeze()
         try:
             time.sleep(self._chance.uniform(0.5, 3))
@@ -197,9 +244,12 @@ class Killer:
         return done
 
     def _freeze_source(self) -> None:
-        self._site.source_server.freeze()
-        time.sleep(self._chance.uniform(1, 6))
-        self._site.source_server.thaw()
+        server = self._some_source()
+        server.freeze()
+        try:
+            time.sleep(self._chance.uniform(1, 6))
+        finally:
+            server.thaw()
 
 
 @pytest.fixture

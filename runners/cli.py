@@ -170,6 +170,9 @@ def _add_conflicts(verbs) -> None:
 
     policies = verbs.add_parser("policies", help="what settles concurrent edits, in words")
     policies.add_argument("--language", choices=["en", "zh"], default="en")
+    policies.add_argument(
+        "--config", type=pathlib.Path, help="print those that this campuses.yaml names"
+    )
     policies.set_defaults(handler=_verb("runners.conflicts", "policies"))
 
 
@@ -206,6 +209,7 @@ def _add_reconcile(verbs) -> None:
     reconcile.add_argument("--campus", action="append", default=[], help="only this one's rows")
     reconcile.add_argument("--table", action="append", default=[], help="only this one")
     reconcile.add_argument("--since", metavar="DAY", help="only what a store has changed since")
+    reconcile.add_argument("--whole", action="store_true", help="look at every row twice")
     reconcile.add_argument("--repair", action="store_true", help="mend what differs")
     reconcile.add_argument("--report", type=pathlib.Path, metavar="FILE", help="write it here")
     reconcile.add_argument("--runner", choices=["direct", "flink"], default="direct")

@@ -25,8 +25,12 @@ _STAFF = ("who", "role", "why")
 
 
 def policies(options: argparse.Namespace) -> int:
-    """Prints what settles concurrent edits, for doctors to read and sign."""
-    print(policy_words(load_conflict_rules(), options.language), end="")
+    """Prints what settles concurrent edits, for doctors to read and sign.
+
+    Those of the configuration; without one, the packaged ones.
+    """
+    named = load(options.config).conflict_rules if options.config is not None else "default"
+    print(policy_words(load_conflict_rules(named), options.language), end="")
     return 0
 
 
@@ -36,7 +40,7 @@ def conflicts(options: argparse.Namespace) -> int:
     Content is printed by `show --reveal` only. Exit 1 where the store cannot be used.
     """
     config = load(options.config)
-    rules = load_conflict_rules()
+    rules = load_conflict_rules(config.conflict_rules)
     with contextlib.closing(open_at(config, options.store)) as conn:
         try:
             found = noted(conn, options.all or options.action == "show")

@@ -15,7 +15,7 @@ from schemas.config import Config
 from schemas.conflict_policy import ConflictRules, load_conflict_rules
 from schemas.errors import CampusSyncError, told
 from transforms.deliver import store_schema
-from transforms.deliver.exchange_records import Puller, connect, fold_pending
+from transforms.deliver.exchange_records import FOLD_ROWS, Puller, connect, fold_pending
 from transforms.deliver.hold_records import PASSING, open_store, pending_keys
 
 _LOGGER = logging.getLogger(__name__)
@@ -24,17 +24,10 @@ _LOGGER = logging.getLogger(__name__)
 # not notify, and a notification takes a lock of the whole server at each commit.
 POLL_S = 0.2
 _WAIT_MAX_S = 10.0
-_ROWS = 500
 _COUNT_S = 5.0
 _GOODBYE_S = 5.0
 
 Pair = tuple[str, str]  # The store that learns, and the one that it asks.
-
-
-def all_pairs(stores: collections.abc.Iterable[str]) -> list[Pair]:
-    """Returns every ordered pair of stores."""
-    names = list(stores)
-    return [(one, other) for one in names for other in names if one != other]
 
 
 class Exchange(contextlib.ExitStack):
@@ -43,7 +36,7 @@ class Exchange(contextlib.ExitStack):
     Killed at any moment it loses nothing: edits, records and cursors are in the stores.
 
     Args:
-      pairs: who asks whom; by default every store every other. Chains and rings serve, too.
+      rules: by default those that the configuration names. pairs: who asks whom, likewise.
 
     Attributes:
       collector: Prometheus' view of open conflicts and of the lag between stores.
@@ -56,13 +49,13 @@ class Exchange(contextlib.ExitStack):
         pairs: collections.abc.Sequence[Pair] | None = None,
     ):
         super().__init__()
-        self._rules = rules or load_conflict_rules()
+        self._rules = rules or load_conflict_rules(config.conflict_rules)
         stores = {name: store.dsn for name, store in config.stores.items()}
         self.collector = ConflictCollector()
         self._works = [
             _Work(f"edits of store {name}", self._fold(name, dsn)) for name, dsn in stores.items()
         ]
-        for one, other in all_pairs(stores) if pairs is None else pairs:
+        for one, other in config.exchange_pairs() if pairs is None else pairs:
             pull = self._pull(one, stores[one], stores[other])
             self._works.append(_Work(f"store {one} asks {other}", pull))
 
@@ -88,7 +81,7 @@ class Exchange(contextlib.ExitStack):
                 if monotonic_s() - counted_s[0] > _COUNT_S:
                     self.collector.look(name, conn)
                     counted_s[0] = monotonic_s()
-                keys = pending_keys(conn, _ROWS)
+                keys = pending_keys(conn, FOLD_ROWS)
                 return bool(keys) and fold_pending(conn, self._rules, keys) > 0
 
             return turn

@@ -1,4 +1,5 @@
-"""What goes on beside the sync job while `run` runs: quality is judged, persons are matched.
+"""What goes on beside the sync job while `run` runs: quality is judged, persons are matched, and
+what was deleted long ago is forgotten.
 
 In a process and in transactions of its own, so that no delivery waits for it: the worker's
 interpreter has better things to do, and a rule that needs other rows is SQL over the store anyway.
@@ -9,6 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
+import pathlib
 import threading
 import typing
 from collections.abc import Callable
@@ -16,10 +18,13 @@ from collections.abc import Callable
 import psycopg
 
 from pipelines import empi
+from pipelines.forget import forget_deleted
 from pipelines.in_doubt import recover_quietly
 from pipelines.quality import captured, check_one
+from runners.reconcile_jobs import LOOK_S, ReconcileJobs
 from schemas.clocks import monotonic_s
 from schemas.config import OFF, Config
+from schemas.conflict_policy import ConflictRules, load_conflict_rules
 from schemas.errors import CampusSyncError, told
 from schemas.patient_matching import MatchingRules, load_matching_rules
 from schemas.quality_rules import QualityRules, load_quality_rules
@@ -48,6 +53,7 @@ class Rules:
 
     quality: QualityRules | None
     matching: MatchingRules | None
+    conflicts: ConflictRules | None = None
 
     @classmethod
     def load(cls, config: Config) -> "Rules":
@@ -60,6 +66,7 @@ class Rules:
         return cls(
             None if quality == OFF else load_quality_rules(quality),
             None if matching == OFF else load_matching_rules(matching),
+            load_conflict_rules(config.conflict_rules),
         )
 
 
@@ -126,11 +133,16 @@ class Upkeep(contextlib.ExitStack):
     """Looks after all stores for as long as it is open: a thread a store, and one for persons.
 
     Persons are one matter of all stores: what people decide at one is carried to the others.
+
+    Args:
+      path: campuses.yaml, which reconciliations read in processes of their own; None: none are
+        started.
     """
 
-    def __init__(self, config: Config, rules: Rules):
+    def __init__(self, config: Config, rules: Rules, path: pathlib.Path | None = None):
         super().__init__()
         self._works: list[Repeated] = []
+        self._jobs: ReconcileJobs | None = None
         gate = threading.Lock()
         if rules.matching is not None:
             match = functools.partial(_match, config, rules.matching)
@@ -140,14 +152,25 @@ class Upkeep(contextlib.ExitStack):
                 judge = Judge(config, store, rules.quality)
                 name = f"quality of store {store}"
                 self._works.append(Repeated(name, judge, config.quality_every_s, gate))
+        if rules.conflicts is not None:
+            tidy = functools.partial(_forget, config, rules.conflicts)
+            name = "forgetting of deleted records"
+            # It asks every store, and one that is frozen holds up nothing else.
+            self._works.append(Repeated(name, tidy, config.forget_every_s, threading.Lock()))
         if config.two_phase.mode != OFF:
             recover = functools.partial(recover_quietly, config)
             every_s = config.two_phase.deadline_s
             # A branch that is frozen may hold it for seconds: nothing else waits for that.
             self._works.append(Repeated("two-phase recovery", recover, every_s, threading.Lock()))
+        if config.reconcile is not None and path is not None:
+            self._jobs = ReconcileJobs(config, config.reconcile, path)
+            # It only starts processes and looks after them: it waits for nothing, nor they for it.
+            self._works.append(Repeated("reconciliation", self._jobs, LOOK_S, threading.Lock()))
 
     def __enter__(self) -> typing.Self:
         super().__enter__()
+        if self._jobs is not None:
+            self.enter_context(self._jobs)
         for work in self._works:
             self.enter_context(work)
         return self
@@ -185,6 +208,11 @@ class Judge:
         if before is None or now[0] - self._judged_s > _PUT_OFF_MAX_S:
             return False
         return now[1] - before[1] > _BULK_ROWS_PER_S * max(now[0] - before[0], 1e-3)
+
+
+def _forget(config: Config, rules: ConflictRules) -> str:
+    forget_deleted(config, rules)
+    return ""
 
 
 def _match(config: Config, rules: MatchingRules) -> str:

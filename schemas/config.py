@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import json
 import pathlib
 import re
@@ -36,6 +37,13 @@ _MariaDbUrl = typing.Annotated[
 _Rules = typing.Annotated[
     str, pydantic.BeforeValidator(lambda value: OFF if value is False else value)
 ]
+_TimeOfDay = typing.Annotated[str, pydantic.BeforeValidator(lambda value: _time_of_day(value))]
+# `all`, `off` (which YAML reads as false), or pairs: `a<>b`, or `a>b` for edits of a alone.
+_Exchange = typing.Annotated[
+    typing.Literal["all", "off"] | tuple[str, ...],
+    pydantic.BeforeValidator(lambda value: OFF if value is False else value),
+]
+_PAIR = re.compile(r"^\s*([^<>\s]+)\s*(<?>)\s*([^<>\s]+)\s*$")
 
 
 class _Model(pydantic.BaseModel):
@@ -130,6 +138,30 @@ class TwoPhase(_Model):
     branches: dict[Name, _MariaDbUrl] = {}
 
 
+class Reconcile(_Model):
+    """When `run` reconciles by itself, by its zone's clock (ADR 0021); `off` for never.
+
+    `month_end` is on the first day of the next month. `mend`: deliver again what differs.
+    """
+
+    daily: _TimeOfDay = "02:30"
+    month_end: _TimeOfDay = "03:30"
+    zone: typing.Annotated[
+        str, pydantic.StringConstraints(pattern=r"^[+-](0\d|1[0-4]):[0-5]\d$")
+    ] = "+08:00"
+    mend: bool = True
+
+    def minutes(self, job: typing.Literal["daily", "month_end"]) -> int | None:
+        """Returns when a job begins, minutes since midnight; None: it is off."""
+        text = getattr(self, job)
+        return None if text == OFF else _minutes(text)
+
+    @property
+    def zone_minutes(self) -> int:
+        """How far the zone's clock is ahead of UTC."""
+        return _minutes(self.zone[1:]) * (-1 if self.zone[0] == "-" else 1)
+
+
 Limits = pydantic.create_model(
     "Limits",
     __base__=_Model,
@@ -159,7 +191,12 @@ class Link:
 
 
 class Config(_Model):
-    """The content of campuses.yaml. From `load`, every reference in it is absolute."""
+    """The content of campuses.yaml. From `load`, every reference in it is absolute.
+
+    `conflict_rules` settle concurrent edits. `exchange` says which stores carry clients' edits to
+    each other. `forget_days`: how long the content of a deleted record is kept, if longer than
+    the rules' `longest_outage_days`.
+    """
 
     version: typing.Literal[1]
     sources: dict[Name, Source] = pydantic.Field(min_length=1)
@@ -174,7 +211,15 @@ class Config(_Model):
     match_every_s: _Positive = 30
     objectives: Objectives = Objectives()
     retention: Retention = Retention()
+    reconcile: typing.Annotated[
+        Reconcile | None,
+        pydantic.BeforeValidator(lambda value: None if value in (False, OFF) else value),
+    ] = None
     two_phase: TwoPhase = TwoPhase()
+    conflict_rules: str = "default"
+    exchange: _Exchange = "all"
+    forget_days: _Positive | None = None
+    forget_every_s: _Positive = 3600
     limits: Limits = Limits()
     metrics_port: int = pydantic.Field(0, ge=0, le=65535)
 
@@ -191,6 +236,16 @@ class Config(_Model):
         links = self.links()
         found = {name: [link.name for link in links if link.store == name] for name in self.stores}
         return {name: feeding for name, feeding in found.items() if feeding}
+
+    def exchange_pairs(self) -> tuple[tuple[str, str], ...]:
+        """Returns who asks whom for edits: (the store that learns, the one that it asks)."""
+        if self.exchange == "all":
+            return tuple(itertools.permutations(self.stores, 2))
+        found = []
+        for pair in () if self.exchange == OFF else self.exchange:
+            one, arrow, other = _PAIR.match(pair).groups()
+            found += [(one, other), (other, one)] if arrow == "<>" else [(other, one)]
+        return tuple(found)
 
     def local_store(self, source: str) -> str | None:
         """Returns the name of a campus's own consult store, or None if it has none."""
@@ -230,6 +285,7 @@ def load(path: str | pathlib.Path) -> Config:
     problems: list[Problem] = []
     note = functools.partial(_note, problems, line_of)
     _check_links(config, note)
+    _check_exchange(config, note)
     _check_databases(config, note)
     _check_limits(config, note)
     config = _resolve(config, path.parent, note)
@@ -311,6 +367,22 @@ def _checked_url(text: str, kind: str) -> str:
     return text
 
 
+def _time_of_day(value: object) -> str:
+    """Accepts what YAML makes of `12:30` without quotes, and of `off`."""
+    if value is False or value == OFF:
+        return OFF
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 24 * 60:
+        return f"{value // 60:02}:{value % 60:02}"
+    if isinstance(value, str) and re.match(r"^([01]\d|2[0-3]):[0-5]\d$", value):
+        return value
+    raise ValueError('is no time of day | write "HH:MM", e.g. "02:30", or `off`.')
+
+
+def _minutes(text: str) -> int:
+    hours, _, minutes = text.partition(":")
+    return int(hours) * 60 + int(minutes)
+
+
 def _checked_key(text: str) -> str:
     if not re.match(r"^(file:.+|env:[A-Za-z_][A-Za-z0-9_]*)$", text):
         raise ValueError(
@@ -357,6 +429,30 @@ def _check_links(config: Config, note) -> None:
             )
         if len(link.slot) > _IDENTIFIER_BYTES_MAX:
             note(("sources", link.source), f"slot {link.slot} is too long", "shorten the names.")
+
+
+def _check_exchange(config: Config, note) -> None:
+    if config.exchange in ("all", OFF):
+        return
+    if not config.exchange:
+        note(("exchange",), "names no pair", "write `all`, `off`, or a list of `store<>store`.")
+    seen: set[tuple[str, str]] = set()
+    for i, pair in enumerate(config.exchange):
+        place = ("exchange", i)
+        if not (parts := _PAIR.match(pair)):
+            remedy = "write `store<>store`, or `store>store` where edits go that way alone."
+            note(place, f"`{pair}` is no pair of stores", remedy)
+            continue
+        one, arrow, other = parts.groups()
+        for name in (one, other):
+            if name not in config.stores:
+                note(place, f"no store `{name}`", suggest(name, config.stores))
+        if one == other:
+            note(place, f"`{one}` exchanges with itself", "name another store.")
+        ways = {(one, other), (other, one)} if arrow == "<>" else {(one, other)}
+        if ways & seen:
+            note(place, f"`{pair}` stands twice", "remove one.")
+        seen |= ways
 
 
 def _check_databases(config: Config, note) -> None:
@@ -468,6 +564,9 @@ def _resolve(config: Config, folder: pathlib.Path, note) -> Config:
             "emergency_rules": packaged(("emergency_rules",), config.emergency_rules, "rules"),
             "quality_rules": rules("quality_rules"),
             "patient_matching": rules("patient_matching"),
+            "conflict_rules": config.conflict_rules
+            if config.conflict_rules == "default"
+            else packaged(("conflict_rules",), config.conflict_rules, "rules"),
         }
     )
 

@@ -13,6 +13,7 @@ import pydantic
 
 from schemas.emergency_rules import Number, Word, Words
 from schemas.entities import TABLES
+from schemas.errors import ConfigError
 from schemas.siblings import DELETED, ROW
 from schemas.store_tables import STORE_TABLES
 from schemas.tables import Kind, Table
@@ -20,6 +21,8 @@ from schemas.yaml_lines import LineOf, Problem, dotted, read_checked, suggest
 
 DEFAULT_PATH = pathlib.Path(__file__).parent / "rules" / "conflicts.yaml"
 ALL_TABLES: dict[str, Table] = {**TABLES, **STORE_TABLES}
+# Whose rows any client of a consult store may change: the stores have triggers on them.
+EDITED_AT_STORES = ("patient", "emr_document", "consultation", "treatment_plan")
 ALL = "all"  # Stands for every column of a table that one policy covers.
 
 
@@ -244,6 +247,7 @@ class ConflictRules:
       source_role: as whom the source speaks.
       undecided: (role of the emergency edit, role of the routine edit) that go to a person.
       tables: canonical table to its policies; `all` is written out.
+      content: all of it as JSON, for `conflict_rules_of`.
       digest: SHA-256 of the content: stores that settle by different rules would not agree.
     """
 
@@ -254,6 +258,7 @@ class ConflictRules:
     source_role: str
     undecided: frozenset[tuple[str, str]]
     tables: dict[str, TablePolicy]
+    content: str
     digest: bytes
 
     @functools.cached_property
@@ -285,16 +290,42 @@ def load_conflict_rules(
         for place, what, remedy in (*_role_findings(content), *_table_findings(content, tables)):
             yield Problem(line_of(place), dotted(place), what, remedy)
 
-    content = read_checked(path, _RulesFile, problems)
+    return _rules(str(path), read_checked(path, _RulesFile, problems), tables)
+
+
+@functools.lru_cache(maxsize=8)
+def conflict_rules_of(content: str) -> ConflictRules:
+    """Returns the policies that `ConflictRules.content` holds: a store keeps those it is open with.
+
+    Raises:
+      ConfigError: they are of another version of this software.
+    """
+    try:
+        found = _RulesFile.model_validate_json(content)
+    except pydantic.ValidationError:
+        found = None
+    if found is None or any(_table_findings(found, ALL_TABLES)):
+        raise ConfigError(
+            "a store's conflict rules are of another version. Remedy: start `run` of this version, "
+            "which opens the stores with its own."
+        )
+    return _rules("", found, ALL_TABLES)
+
+
+def _rules(
+    path: str, content: _RulesFile, tables: collections.abc.Mapping[str, Table]
+) -> ConflictRules:
+    text = content.model_dump_json()
     return ConflictRules(
-        path=str(path),
+        path=path,
         skew_bound_us=round(content.skew_bound_s * 1_000_000),
         longest_outage_us=round(content.longest_outage_days * 86_400_000_000),
         roles=dict(content.roles),
         source_role=content.source_role,
         undecided=frozenset((pair.emergency, pair.routine) for pair in content.undecided),
         tables={name: _written_out(tables[name], t) for name, t in content.tables.items()},
-        digest=hashlib.sha256(content.model_dump_json().encode()).digest(),
+        content=text,
+        digest=hashlib.sha256(text.encode()).digest(),
     )
 
 
@@ -330,6 +361,10 @@ def _table_findings(content: _RulesFile, tables: collections.abc.Mapping[str, Ta
             yield place, f"there is no table `{name}`", suggest(name, tables)
             continue
         yield from _coverage_findings(tables[name], policy, place)
+        edited = "stores" if name in EDITED_AT_STORES else "source"
+        if policy.writers != edited and name in ALL_TABLES:
+            what = f"{name} is {'' if edited == 'stores' else 'not '}edited at the stores"
+            yield (*place, "writers"), what, f"write `writers: {edited}`."
         for i, group in enumerate(policy.groups):
             yield from _group_findings(tables[name], group, (*place, "groups", i))
 

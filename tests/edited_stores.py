@@ -12,7 +12,7 @@ from schemas.config import Config, load
 from schemas.conflict_policy import ConflictRules, load_conflict_rules
 from schemas.siblings import Record
 from transforms.deliver import store_schema
-from transforms.deliver.exchange_records import Puller, connect, fold_pending
+from transforms.deliver.exchange_records import FOLD_ROWS, Puller, connect, fold_pending
 from transforms.deliver.hold_records import Key, Records, open_store, pending_keys
 from transforms.seal_dead_letters import make_key
 
@@ -71,7 +71,7 @@ class EditedStore:
     def fold(self) -> int:
         """Takes all edits in that wait; returns how many records changed."""
         changed = 0
-        while keys := pending_keys(self.own, 500):
+        while keys := pending_keys(self.own, FOLD_ROWS):
             now = fold_pending(self.own, RULES, keys)
             changed += now
             if not now:

@@ -12,6 +12,7 @@ import time
 
 import psycopg
 
+from runners.preflight.exchange import check_exchange
 from runners.preflight.findings import Finding, Findings, Severity
 from runners.preflight.postgresql import Server, check_room, check_source
 from runners.preflight.stores import check_store
@@ -62,6 +63,7 @@ def check(
             findings += task.result()
     findings += check_room(servers)
     findings += itertools.chain(*check_two_phase(config))
+    findings += check_exchange(config)
     order = list(Severity)
     return sorted(findings, key=lambda finding: order.index(finding.severity))
 

@@ -14,8 +14,8 @@ from tests.deliveries import LINK, batch_of
 from tests.edited_stores import PLAN, EditedStore
 from transforms.deliver.store import Store
 
-ROWS, BATCHES, EDITS = 10_000, 4, 2_000
-_names = itertools.count()
+ROWS, BATCHES, EDITS, SET = 10_000, 4, 2_000, 5_000
+_numbers = itertools.count()
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def server(tmp_path_factory):
 def test_rows_of_a_source(benchmark, server, op, trigger):
     """Patients, whom nobody has edited, by 10,000 rows a transaction."""
     store = Store(
-        server.create_database(f"source_{next(_names)}"), LINK, "main", None, lambda: COMMIT_US
+        server.create_database(f"source_{next(_numbers)}"), LINK, "main", None, lambda: COMMIT_US
     )
     store.apply([batch_of({}, START, Position(1, SEQ_END))], Lane.ROUTINE)
     if not trigger:
@@ -65,8 +65,8 @@ def test_rows_of_a_source(benchmark, server, op, trigger):
 
 def test_edits_on_their_way(benchmark, server):
     """A client's edits one by one, taken in, pulled by another store; rates a second."""
-    a = EditedStore("primary", server.create_database(f"edits_{next(_names)}"))
-    b = EditedStore("main", server.create_database(f"edits_{next(_names)}"))
+    a = EditedStore("primary", server.create_database(f"edits_{next(_numbers)}"))
+    b = EditedStore("main", server.create_database(f"edits_{next(_numbers)}"))
     pid = a.client.info.backend_pid
     for name in ("edit", "fold", "pull"):
         work = {
@@ -83,6 +83,65 @@ def test_edits_on_their_way(benchmark, server):
     assert b.own.execute(f"SELECT count(*) FROM consult.{PLAN}").fetchone() == (EDITS,)
     a.close()
     b.close()
+
+
+@pytest.mark.parametrize("what", ["create", "change"])
+def test_sets_of_edits_beside_a_single_writer(benchmark, server, what):
+    """Documents of a source by 5,000 a transaction, and plans that clients write, in one run.
+
+    `of_single_writer`: the pull's rate by that of a source's rows of the same length.
+    """
+    single_s = _single_writer(server, Op.INSERT if what == "create" else Op.UPDATE)
+    a = EditedStore("primary", server.create_database(f"sets_{next(_numbers)}"))
+    b = EditedStore("main", server.create_database(f"sets_{next(_numbers)}"))
+    create = (
+        f"INSERT INTO consult.{PLAN} (campus, record_id, title, content, participants)"
+        f" SELECT 'main', 'r' || i, 't', repeat('文', 80), 'A' FROM generate_series(1, {SET}) i"
+    )
+    change = f"UPDATE consult.{PLAN} SET content = 'x' || content"
+    for statement in (create, change)[: 1 if what == "create" else 2]:
+        a.fold()
+        b.pull(a)
+        edit = _seconds(lambda statement=statement: a.client.execute(statement))
+    fold = _seconds(a.fold)
+    benchmark.pedantic(lambda: b.pull(a), rounds=1)
+    pull = benchmark.stats.stats.mean
+    for name, seconds in (("edit", edit), ("fold", fold), ("pull", pull)):
+        benchmark.extra_info[f"{name}_per_s"] = round(SET / seconds)
+    benchmark.extra_info["single_writer_per_s"] = round(SET / single_s)
+    benchmark.extra_info["of_single_writer"] = round(single_s / pull, 3)
+    assert a.digest() == b.digest()
+    a.close()
+    b.close()
+
+
+def _single_writer(server, op: Op) -> float:
+    """Returns how long as many rows of a source take as one set of edits has."""
+    store = Store(
+        server.create_database(f"single_{next(_numbers)}"), LINK, "main", None, lambda: COMMIT_US
+    )
+    store.apply([batch_of({}, START, Position(1, SEQ_END))], Lane.ROUTINE)
+    end, found = Position(1, SEQ_END), 0.0
+    for lsn, kind in ((10, Op.INSERT), (20, op)):
+        rows = rows_of(
+            "emr_document",
+            [
+                {"record_id": f"{lsn if kind is Op.INSERT else 10}d{n}", "title": "t",
+                 "content": f"{lsn}" + "文" * 80, "_op": kind, "_lsn": lsn, "_seq": n + 1}
+                for n in range(SET)
+            ],
+        )  # fmt: skip
+        batch = batch_of({"emr_document": rows}, end)
+        end = batch.end
+        found = _seconds(lambda batch=batch: store.apply([batch], Lane.ROUTINE))
+    store.close()
+    return found
+
+
+def _seconds(work) -> float:
+    timed = _Timed()
+    timed.pedantic(work, rounds=1)
+    return timed.seconds
 
 
 class _Timed:

@@ -12,13 +12,24 @@ import time
 import psycopg
 import pytest
 
+from runners.exchange import Exchange
 from schemas.batches import Lane, Op
+from schemas.conflict_policy import DEFAULT_PATH, load_conflict_rules
 from schemas.positions import SEQ_END, START, Position
 from tests.canonical import rows_of
 from tests.deliveries import batch_of
-from tests.edited_stores import HOUR_US, PLAN, RULES, EditedStore, agree, settle
+from tests.edited_stores import (
+    HOUR_US,
+    PLAN,
+    RULES,
+    EditedStore,
+    agree,
+    config_of,
+    settle,
+)
+from tests.faults.harness import until
 from transforms.deliver.exchange_records import Puller
-from transforms.deliver.hold_records import PASSING
+from transforms.deliver.hold_records import PASSING, open_store
 from transforms.deliver.store import Store
 
 RING = ((0, 1), (1, 2), (2, 0))
@@ -52,6 +63,26 @@ def test_an_edit_reaches_all_and_nothing_echoes(stores, pairs):
     numbers = [store.own.execute("SELECT change FROM sync.store").fetchone() for store in stores]
     assert numbers == [(1,)] * 3
     assert settle(stores, pairs) == 1
+
+
+@pytest.mark.parametrize(
+    "exchange",
+    [["primary<>main", "main<>east"], ["primary>main", "main>east", "east>primary"]],
+    ids=["chain", "ring"],
+)
+def test_edits_go_the_ways_that_the_configuration_names(stores, tmp_path, exchange):
+    config = config_of(tmp_path, {store.name: store.dsn for store in stores})
+    config = config.model_copy(update={"exchange": tuple(exchange)})
+    stores[0].insert("p", title="t")
+    stores[2].insert("q", title="u")
+    with Exchange(config):
+        until(lambda: all(s.row("p", "1") and s.row("q", "1") for s in stores), 20, "all have both")
+    asked = {
+        (store.name, peer)
+        for store in stores
+        for (peer,) in store.own.execute("SELECT peer FROM sync.exchange")
+    }
+    assert asked == set(config.exchange_pairs())
 
 
 @pytest.mark.parametrize("stores", [(0, HOUR_US, -HOUR_US)], indirect=True)
@@ -227,6 +258,23 @@ def test_a_source_that_deletes_an_edited_row_leaves_it_in_sight_until_a_person_d
     for store in stores:
         assert store.row("77", "deleted", "phone", table="patient") == (False, "2")
         assert store.open_conflicts() >= 1
+
+
+def test_a_link_joins_rows_by_the_policies_that_its_store_is_open_with(stores, tmp_path):
+    """Its worker has no file of them: here a phone is the source's own, whoever edits it."""
+    a = stores[0]
+    text = DEFAULT_PATH.read_text()
+    own = "kind: owner, columns: [phone]"
+    (tmp_path / "ours.yaml").write_text(
+        text.replace("kind: newest, by: [time], columns: [phone]", own)
+    )
+    ours = load_conflict_rules(tmp_path / "ours.yaml")
+    delivered(a, FIRST)
+    a.update("77", table="patient", phone="2")
+    a.fold()
+    open_store(a.own, "primary", ours)
+    delivered(a, (20, Op.UPDATE, {**FIRST[2], "phone": "3"}))
+    assert a.row("77", "phone", table="patient") == ("3",)
 
 
 # Backups.

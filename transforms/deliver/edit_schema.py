@@ -1,10 +1,9 @@
 """The part of a consult store's schema by which any SQL client edits it (ADR 0019)."""
 
-from schemas.entities import CONSULTATION, EMR_DOCUMENT, PATIENT
-from schemas.store_tables import TREATMENT_PLAN
+from schemas.conflict_policy import ALL_TABLES, EDITED_AT_STORES
 from schemas.tables import Table
 
-EDITED_TABLES: tuple[Table, ...] = (PATIENT, EMR_DOCUMENT, CONSULTATION, TREATMENT_PLAN)
+EDITED_TABLES: tuple[Table, ...] = tuple(ALL_TABLES[name] for name in EDITED_AT_STORES)
 # The session setting by which the sync's own sessions say who they are. It is believed of those
 # alone who may write to sync.store, which no client may.
 SESSION_SETTING = "campus_sync.session"
@@ -32,7 +31,7 @@ CREATE TABLE IF NOT EXISTS sync.store (
     id boolean PRIMARY KEY DEFAULT true CHECK (id), name text NOT NULL,
     change bigint NOT NULL DEFAULT 0, salt integer NOT NULL DEFAULT 0,
     clock_offset_us bigint NOT NULL DEFAULT 0, distrusted text[] NOT NULL DEFAULT '{}',
-    rules bytea NOT NULL) WITH (fillfactor = 10);
+    rules bytea NOT NULL, policies text) WITH (fillfactor = 10);
 CREATE TABLE IF NOT EXISTS sync.policy (
     table_name text COLLATE "C" PRIMARY KEY, editable text[] NOT NULL, created boolean NOT NULL,
     archived_column text, archived_values text[] NOT NULL, roles text[] NOT NULL);
@@ -45,6 +44,7 @@ CREATE TABLE IF NOT EXISTS sync.edit (
     editor text NOT NULL, reason text NOT NULL, distrusted text[] NOT NULL,
     before jsonb, after jsonb);
 CREATE INDEX IF NOT EXISTS edit_record ON sync.edit (record_id, table_name, campus);
+CREATE INDEX IF NOT EXISTS edit_urgent ON sync.edit (id) WHERE lane = 'emergency';
 CREATE TABLE IF NOT EXISTS sync.record (
     record_id text COLLATE "C", table_name text COLLATE "C", campus text COLLATE "C",
     src_table text NOT NULL DEFAULT '', seen jsonb NOT NULL, record jsonb, change bigint,
@@ -65,6 +65,7 @@ CREATE TABLE IF NOT EXISTS sync.conflict (
     state text NOT NULL CHECK (state IN ('open', 'settled', 'closed')),
     opened_at timestamptz NOT NULL DEFAULT now(), closed_at timestamptz);
 CREATE INDEX IF NOT EXISTS conflict_open ON sync.conflict (state) WHERE state <> 'closed';
+CREATE INDEX IF NOT EXISTS conflict_record ON sync.conflict (record_id, table_name, campus);
 CREATE TABLE IF NOT EXISTS sync.exchange (
     peer text COLLATE "C", lane text COLLATE "C", incarnation text NOT NULL,
     change bigint NOT NULL, received bigint NOT NULL DEFAULT 0, learned bigint NOT NULL DEFAULT 0,
@@ -181,6 +182,8 @@ DECLARE
     before jsonb := CASE WHEN TG_OP <> 'INSERT' THEN to_jsonb(OLD) END;
     after jsonb := CASE WHEN TG_OP <> 'DELETE' THEN to_jsonb(NEW) END;
     key jsonb := coalesce(before, after);
+    key_id text := key ->> 'record_id';
+    key_campus text := key ->> 'campus';
     target text := format('%I.%I', TG_TABLE_SCHEMA, TG_TABLE_NAME);
     gone boolean := TG_OP = 'DELETE' OR (after ->> 'deleted')::boolean;
     edit_role text := coalesce(current_setting('campus_sync.role', true), '');
@@ -220,8 +223,9 @@ BEGIN
     END IF;
     IF TG_OP <> 'INSERT' THEN known := OLD.version_vector; END IF;
     IF known IS NULL THEN  -- A number that was there before goes on with its count.
-        SELECT r.seen INTO known FROM sync.record r WHERE r.record_id = key ->> 'record_id'
-            AND r.table_name = TG_TABLE_NAME AND r.campus = key ->> 'campus' FOR UPDATE;
+        -- By the number alone: `hold_records.same_key` says why.
+        SELECT r.seen INTO known FROM sync.record r WHERE r.record_id = key_id
+            AND r.table_name || '' = TG_TABLE_NAME AND r.campus || '' = key_campus FOR UPDATE;
     END IF;
     IF known IS NULL AND key ->> 'src_table' <> '' THEN  -- schemas.versions.source_dot
         known := jsonb_build_object('@' || OLD.campus,
@@ -234,13 +238,13 @@ BEGIN
     stamp := sync.tick();
     INSERT INTO sync.edit (record_id, table_name, campus, op, actor, counter, hlc, lane, role,
         editor, reason, distrusted, before, after)
-    VALUES (key ->> 'record_id', TG_TABLE_NAME, key ->> 'campus',
+    VALUES (key_id, TG_TABLE_NAME, key_campus,
         CASE WHEN gone THEN 'D' ELSE left(TG_OP, 1) END::"char", actor, counter, stamp,
         edit_lane, edit_role, edit_editor,
         coalesce(current_setting('campus_sync.reason', true), ''), store.distrusted,
         before, after);
     INSERT INTO sync.record AS r (record_id, table_name, campus, src_table, seen)
-    VALUES (key ->> 'record_id', TG_TABLE_NAME, key ->> 'campus', key ->> 'src_table', known)
+    VALUES (key_id, TG_TABLE_NAME, key_campus, key ->> 'src_table', known)
     ON CONFLICT (record_id, table_name, campus) DO UPDATE SET seen = excluded.seen;
     -- What follows is the sync's own. (CREATE FUNCTION .. SET would need a superuser.)
     PERFORM set_config('campus_sync.session', 'sync', true);
@@ -250,17 +254,21 @@ BEGIN
     END IF;
     IF gone AND key ->> 'src_table' = '' THEN
         EXECUTE format('DELETE FROM %s WHERE record_id = $1 AND campus = $2', target)
-            USING key ->> 'record_id', key ->> 'campus';
-    ELSE
-        EXECUTE format('UPDATE %s SET version_vector = $3, hlc = $4, lane = $5::"char",'
-            || ' committed_at = clock_timestamp(), digest = NULL'
-            || ' WHERE record_id = $1 AND campus = $2', target)
-            USING key ->> 'record_id', key ->> 'campus', known, stamp, upper(left(edit_lane, 1));
-    END IF;
+            USING key_id, key_campus;
+    {stamped}END IF;
     PERFORM set_config('campus_sync.session', session, true);
     RETURN NULL;
 END $$;
 """
+
+
+# A statement of its own for each table: what is put together at each edit is planned at each.
+_STAMPED = """\
+ELSIF TG_TABLE_NAME = '{name}' THEN
+        UPDATE consult.{name} SET version_vector = known, hlc = stamp, digest = NULL,
+            lane = upper(left(edit_lane, 1))::"char", committed_at = clock_timestamp()
+        WHERE record_id = key_id AND campus = key_campus;
+    """
 
 
 def edit_ddl() -> str:
@@ -273,4 +281,5 @@ def edit_ddl() -> str:
         _DEFAULTS.format(name=table.name, level=table.level) + _TRIGGER.format(name=table.name)
         for table in EDITED_TABLES
     )
-    return f"{_TABLES}{_FUNCTIONS}{tables}"
+    stamped = "".join(_STAMPED.format(name=table.name) for table in EDITED_TABLES)
+    return f"{_TABLES}{_FUNCTIONS.replace('{stamped}', stamped)}{tables}"

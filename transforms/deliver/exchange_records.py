@@ -6,7 +6,7 @@ echoes. The cursor is the puller's and moves in the transaction of the joins. It
 incarnation of the peer only: one that may have gone back to a backup is read from its beginning.
 """
 
-import collections.abc
+import functools
 import typing
 
 import psycopg
@@ -15,26 +15,21 @@ from schemas.batches import Lane
 from schemas.conflict_policy import ConflictRules
 from schemas.errors import CampusSyncError
 from schemas.hlc import us_of
-from schemas.siblings import Record, record_from_json
+from schemas.siblings import record_from_json
 from transforms.conflicts.join import join_records
-from transforms.deliver.hold_records import SESSION, Key, Records, names_of
+from transforms.deliver.carry_records import Carrier
+from transforms.deliver.fold_plain import fold_plain
+from transforms.deliver.hold_records import SESSION, Key, Records
 
-PULL_ROWS = 500
-_FOLD_ROWS = 500
+PULL_ROWS = 2_000
+FOLD_ROWS = 2_000
+_JOIN_ROWS = 500  # Of one transaction, where each is looked into: clients wait for its rows.
 _CONNECT = {"connect_timeout": 5}
 
 # What this store offers, and where its numbers come from, seen at one moment.
 _OFFER = """\
 SELECT s.name, sync.incarnation(), s.change, s.rules,
     (SELECT max(change) FROM sync.record WHERE urgent) FROM sync.store s"""
-_CHANGED = """\
-SELECT change, table_name, campus, record_id, src_table, record::text FROM sync.record
-WHERE {} change > %(after)s AND change <= %(upto)s ORDER BY change LIMIT %(limit)s"""
-_AGAIN = """\
-SELECT r.change, r.table_name, r.campus, r.record_id, r.src_table, r.record::text
-FROM unnest(%(ids)s::text[], %(tables)s::text[], %(campuses)s::text[])
-    AS k(record_id, table_name, campus) JOIN sync.record r ON
-    (r.record_id, r.table_name, r.campus) = (k.record_id, k.table_name, k.campus)"""
 _CURSOR = "SELECT incarnation, change FROM sync.exchange WHERE peer = %s AND lane = %s"
 _MOVE = """\
 INSERT INTO sync.exchange AS x (peer, lane, incarnation, change, received, learned, lag_us,
@@ -51,11 +46,7 @@ class OtherRules(CampusSyncError):
     """Two stores settle conflicts by different policies: they would never agree."""
 
 
-class _Row(typing.NamedTuple):
-    change: int
-    key: Key
-    src_table: str
-    record: Record
+_Joins = list[tuple[int, Key, str, str]]  # As `Taken.to_join`.
 
 
 class Pulled(typing.NamedTuple):
@@ -85,8 +76,16 @@ def connect(dsn: str) -> psycopg.Connection:
 
 
 def fold_pending(conn: psycopg.Connection, rules: ConflictRules, keys: list[Key]) -> int:
-    """Takes clients' edits into their records; returns how many records changed."""
-    return len(Records(conn, rules).update(keys[:_FOLD_ROWS], wait=False).learned)
+    """Takes clients' edits into their records; returns how many records changed.
+
+    What is plain at once, of the others some.
+    """
+    with conn.transaction():
+        plain = fold_plain(conn, rules, keys)
+    others = [key for key in keys if key not in plain][:_JOIN_ROWS]
+    if not others:
+        return len(plain)
+    return len(plain) + len(Records(conn, rules).update(others, wait=False).learned)
 
 
 class Puller:
@@ -99,6 +98,7 @@ class Puller:
     def __init__(self, conn: psycopg.Connection, peer: psycopg.Connection, rules: ConflictRules):
         self._conn, self._peer = conn, peer
         self._records = Records(conn, rules)
+        self._carrier = Carrier(conn, peer, rules)
         self._rules = rules
         self._ahead: dict[Lane, int] = {}
         self._waiting: dict[Lane, dict[Key, int]] = {lane: {} for lane in Lane}
@@ -141,58 +141,80 @@ class Puller:
         after, waiting = self._ahead[lane], self._waiting[lane]
         if after >= upto and not waiting:
             return Pulled(0, 0, False)
-        found = self._read(lane, after, upto, limit) if after < upto else []
-        reached = found[-1].change if len(found) == limit else max(after, upto)
-        again = self._read_again(list(waiting)) if waiting else []
-        rows = {row.key: row for row in (*again, *found)}
-        received = len(found)
         with self._conn.transaction():
-            updated = self._records.update(
-                rows,
-                lambda key, record: join_records(record, rows[key].record),
-                {key: row.src_table for key, row in rows.items()},
-                wait=False,
-            )
-            # What a client holds now is met again: the cursor stays before it.
-            skipped = {key: waiting.get(key, rows[key].change) for key in updated.skipped}
-            self._conn.execute(
-                _MOVE,
-                {
-                    "peer": name,
-                    "lane": lane.value,
-                    "incarnation": self._incarnation,
-                    "change": min([reached, *(change - 1 for change in skipped.values())]),
-                    "received": received,
-                    "learned": len(updated.learned),
-                    "lag_us": self._lag_us(updated.learned, lane),
-                },
-            )
-        self._ahead[lane], self._waiting[lane] = reached, skipped
-        return Pulled(received, len(updated.learned), reached < upto)
+            page = self._carrier.stage(lane, after, upto, limit)
+            reached = page.last if page.rows == limit else max(after, upto)
+            if waiting:
+                self._carrier.stage_again(waiting)
+            taken = self._carrier.take(lane)
+            skipped, joins = dict(taken.skipped), taken.to_join
+            move = functools.partial(self._move, lane, name, reached, page.rows)
+            learned, hlcs = taken.learned, [taken.hlc]
+            learned += self._join(joins[:_JOIN_ROWS], lane, skipped, hlcs)
+            if len(joins) <= _JOIN_ROWS:
+                move(skipped, learned, hlcs)
+        for begin in range(_JOIN_ROWS, len(joins), _JOIN_ROWS):
+            with self._conn.transaction():
+                some = joins[begin : begin + _JOIN_ROWS]
+                learned += self._join(some, lane, skipped, hlcs)
+                if begin + _JOIN_ROWS >= len(joins):
+                    move(skipped, learned, hlcs)
+        self._ahead[lane] = reached
+        self._waiting[lane] = {key: waiting.get(key, n) for key, n in skipped.items()}
+        return Pulled(page.rows, learned, reached < upto)
 
-    def _lag_us(self, learned: collections.abc.Mapping[Key, Record], lane: Lane) -> int | None:
-        """How long ago the newest edit was made that came, by this store's clock."""
-        stamps = [
+    def _join(
+        self, rows: _Joins, lane: Lane, skipped: dict[Key, int], hlcs: list[int | None]
+    ) -> int:
+        """Joins records one by one; returns how many learned, notes whom it passed over."""
+        if not rows:
+            return 0
+        records = {key: record_from_json(text) for _, key, _, text in rows}
+        updated = self._records.update(
+            records,
+            lambda key, record: join_records(record, records[key]),
+            {key: src_table for _, key, src_table, _ in rows},
+            wait=False,
+        )
+        skipped |= {key: change for change, key, _, _ in rows if key in updated.skipped}
+        hlcs += [
             entry.stamp.hlc
-            for record in learned.values()
+            for record in updated.learned.values()
             for entries in record.live.values()
             for entry in entries.values()
             if entry.stamp.lane is lane
         ]
-        if not stamps:
+        return len(updated.learned)
+
+    def _move(
+        self,
+        lane: Lane,
+        name: str,
+        reached: int,
+        received: int,
+        skipped: dict[Key, int],
+        learned: int,
+        hlcs: list[int | None],
+    ) -> None:
+        """Moves the cursor: what a client holds now is met again, so it stays before that."""
+        waiting = self._waiting[lane]
+        held = [waiting.get(key, change) - 1 for key, change in skipped.items()]
+        self._conn.execute(
+            _MOVE,
+            {
+                "peer": name,
+                "lane": lane.value,
+                "incarnation": self._incarnation,
+                "change": min([reached, *held]),
+                "received": received,
+                "learned": learned,
+                "lag_us": self._lag_us([hlc for hlc in hlcs if hlc is not None]),
+            },
+        )
+
+    def _lag_us(self, hlcs: list[int]) -> int | None:
+        """How long ago the newest edit was made that came, by this store's clock."""
+        if not hlcs:
             return None
         (wall_us,) = self._conn.execute("SELECT sync.wall_us()").fetchone()
-        return max(0, wall_us - us_of(max(stamps)))
-
-    def _read(self, lane: Lane, after: int, upto: int, limit: int) -> list[_Row]:
-        urgent = "urgent AND" if lane is Lane.EMERGENCY else ""
-        names = {"after": after, "upto": upto, "limit": limit}
-        return list(map(_row, self._peer.execute(_CHANGED.format(urgent).encode(), names)))
-
-    def _read_again(self, keys: list[Key]) -> list[_Row]:
-        return list(map(_row, self._peer.execute(_AGAIN, names_of(keys))))
-
-
-def _row(row: tuple) -> _Row:
-    change, table, campus, record_id, src_table, text = row
-    return _Row(change, Key(table, campus, record_id), src_table, record_from_json(text))
+        return max(0, wall_us - us_of(max(hlcs)))

@@ -3,7 +3,6 @@
 Rows that nobody edited never come here: for them this costs one look at a small index a batch.
 """
 
-import functools
 import json
 
 import numpy as np
@@ -11,7 +10,7 @@ import psycopg
 import pyarrow as pa
 
 from schemas.batches import Op
-from schemas.conflict_policy import ConflictRules, load_conflict_rules
+from schemas.conflict_policy import ConflictRules, conflict_rules_of, load_conflict_rules
 from schemas.positions import Position
 from schemas.siblings import Record, Value
 from schemas.tables import Table
@@ -29,6 +28,7 @@ SELECT record_id FROM sync.record WHERE table_name = %s AND campus = %s
 _ALIVE = """\
 SELECT record_id FROM sync.record WHERE table_name = %s AND campus = %s AND src_table = %s
 ORDER BY record_id"""
+_POLICIES = "SELECT policies FROM sync.store"
 # As a row of the table prints them: equal values have equal texts at every store.
 _CANONICAL = "SELECT to_jsonb(t) FROM json_populate_recordset(NULL::consult.{}, %s) AS t"
 
@@ -63,7 +63,7 @@ class SourceRows:
         Args:
           rows: compacted changes. hlcs: their stamps. values: by column, as text for PostgreSQL.
         """
-        rules = _rules()
+        rules = self._rules()
         policy = rules.tables[self._table.name]
         given = self._canonical(values)
         facts = {}
@@ -100,7 +100,7 @@ class SourceRows:
 
     def sweep(self, src_table: str, lsn: int, hlc: int) -> int:
         """Tells edited records that the source has them no more; returns how many learned it."""
-        rules = _rules()
+        rules = self._rules()
         policy = rules.tables[self._table.name]
         rows = self._conn.execute(_ALIVE, (self._table.name, self._campus, src_table)).fetchall()
         if not rows:
@@ -118,7 +118,9 @@ class SourceRows:
         rows = self._conn.execute(query, (json.dumps(given),)).fetchall()
         return [{name: row[name] for name in self._table.by_name} for (row,) in rows]
 
-
-@functools.cache
-def _rules() -> ConflictRules:
-    return load_conflict_rules()
+    def _rules(self) -> ConflictRules:
+        """Returns the policies that the store is open with: those of whoever carries its edits."""
+        found = self._conn.execute(_POLICIES).fetchone()
+        if found is None or found[0] is None:
+            return load_conflict_rules()
+        return conflict_rules_of(found[0])

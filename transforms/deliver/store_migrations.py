@@ -51,6 +51,9 @@ ALTER TABLE IF EXISTS sync.snapshot ADD COLUMN IF NOT EXISTS view_lsn bigint,
     ADD COLUMN IF NOT EXISTS resumed_rows bigint NOT NULL DEFAULT 0;
 """
 
+# The policies that a store is open with. Without them its links join rows by the packaged ones.
+_POLICIES_OF_4 = "ALTER TABLE IF EXISTS sync.store ADD COLUMN IF NOT EXISTS policies text;\n"
+
 
 def _add_columns() -> str:
     return "".join(
@@ -63,6 +66,7 @@ def _add_columns() -> str:
 MIGRATIONS: tuple[Migration, ...] = (
     Migration(2, _READ_AGAIN + _add_columns()),
     Migration(3, _SNAPSHOTS_OF_3),
+    Migration(4, _POLICIES_OF_4),
 )
 
 

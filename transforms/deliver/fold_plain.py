@@ -1,0 +1,280 @@
+"""Fold clients' plain edits into their records as sets: the usual edit meets nobody else's.
+
+An edit is plain if it waits alone for its record, created it or changed whole groups of which
+each had one version that such an edit replaces, and nobody is asked about the record. Then
+`transforms.conflicts.edit` says what the record becomes without comparing anything, and here SQL
+says the same. All others are named, for `hold_records` to fold one by one; tests hold the two
+against each other.
+"""
+
+import collections.abc
+
+import psycopg
+import pyarrow as pa
+
+from schemas.batches import Lane
+from schemas.conflict_policy import (
+    ALL_TABLES,
+    Branches,
+    ConflictRules,
+    HoldBoth,
+    Newest,
+    Policy,
+    States,
+    TablePolicy,
+    Union,
+)
+from schemas.siblings import CONTENT, DELETED, ROW
+from schemas.tables import ARROW_TYPES, Kind, Table
+from schemas.versions import SOURCE_MARK
+from transforms.checksum import digest_rows
+from transforms.deliver.hold_records import (
+    Key,
+    counted,
+    lock_keys,
+    names_of,
+    same_key,
+    take_stamps,
+)
+from transforms.deliver.store_schema import quoted
+
+_REPLACED = (Branches, HoldBoth, Newest, States)  # Whose version an edit of it replaces.
+_EXACT = (Kind.TEXT, Kind.DATE, Kind.TIME)  # JSON prints them as their text.
+_SPACES = "".join(filter(str.isspace, map(chr, range(0x3001))))
+
+_STAGE = """\
+CREATE TEMP TABLE IF NOT EXISTS campus_sync_folded (edit_id bigint PRIMARY KEY,
+    record_id text COLLATE "C", table_name text COLLATE "C", campus text COLLATE "C",
+    src_table text, seen jsonb, record jsonb, met jsonb, hlc bigint, urgent boolean,
+    said_hlc bigint, said_by text) ON COMMIT DELETE ROWS"""
+_CLEAR = "DELETE FROM pg_temp.campus_sync_folded"
+# `met`: what is news; null for all of it.
+_PLAIN = """\
+WITH alone AS MATERIALIZED (
+    SELECT e.*, r.record AS stored, r.src_table AS held_table, CASE
+        WHEN e.op = 'I' AND r.record IS NULL AND e.before IS NULL AND r.src_table = ''
+            THEN 'new'
+        WHEN e.op = 'U' AND r.record IS NOT NULL THEN 'known'
+        WHEN e.op = 'U' AND e.before -> 'version_vector' = 'null' AND e.before ->> 'src_table' <> ''
+            AND (e.before ->> 'src_lsn')::bigint > 0 THEN 'source' END AS kind
+    FROM unnest(%(ids)s::text[], %(tables)s::text[], %(campuses)s::text[])
+        AS k(record_id, table_name, campus)
+    JOIN sync.record r ON {record} JOIN sync.edit e ON {edit}
+    WHERE e.actor = %(actor)s
+        AND (SELECT true FROM sync.edit o WHERE {other} AND o.id <> e.id LIMIT 1) IS NULL
+        AND (SELECT true FROM sync.conflict c
+            WHERE {conflict} AND c.state || '' <> 'closed' LIMIT 1) IS NULL
+), based AS MATERIALIZED (
+    SELECT a.*, b.seen, b.live, jsonb_build_object('hlc', a.hlc, 'lane', a.lane, 'role', a.role,
+        'editor', a.editor, 'decides', false, 'reason', a.reason, 'distrusted', coalesce(
+            (SELECT jsonb_agg(d ORDER BY d COLLATE "C") FROM unnest(a.distrusted) AS d), '[]'),
+        'dot', jsonb_build_array(a.actor, a.counter)) AS stamp
+    FROM alone a CROSS JOIN LATERAL (
+        SELECT a.stored -> 'seen' AS seen, a.stored -> 'live' AS live WHERE a.kind = 'known'
+        UNION ALL SELECT '{{}}', '{{}}' WHERE a.kind = 'new' AND {new}
+        UNION ALL {said}) AS b
+    -- The newest stamp of the record, or a clock is wrong and the row shows another's.
+    WHERE a.counter = coalesce((b.seen ->> a.actor)::bigint, 0) + 1
+        AND (a.kind = 'new' OR a.hlc > (a.before ->> 'hlc')::bigint)
+)
+INSERT INTO pg_temp.campus_sync_folded
+SELECT b.id, b.record_id, b.table_name, b.campus,
+    CASE WHEN b.kind = 'source' THEN b.before ->> 'src_table' ELSE b.held_table END,
+    n.seen, jsonb_build_object('seen', n.seen, 'live', b.live || w.live),
+    CASE WHEN b.kind = 'known' THEN w.live END, b.hlc,
+    b.lane = '{emergency}', CASE WHEN b.kind = 'source' THEN (b.before ->> 'hlc')::bigint END,
+    '{mark}' || b.campus
+FROM based b
+CROSS JOIN LATERAL (SELECT b.seen || jsonb_build_object(b.actor, b.counter) AS seen) AS n
+CROSS JOIN LATERAL (
+    SELECT jsonb_object_agg(g.name, jsonb_build_array(b.stamp || jsonb_build_object('values',
+            g.given) || CASE
+            WHEN o.was -> 'dot' ->> 0 ^@ '{mark}' THEN jsonb_build_object('base',
+                jsonb_build_array(o.was -> 'dot' -> 1, o.was -> 'values'))
+            WHEN o.was ? 'base' THEN jsonb_build_object('base', o.was -> 'base')
+            ELSE '{{}}' END)) AS live,
+        bool_and(b.kind = 'new' OR g.replaced AND coalesce(jsonb_array_length(o.all), 0) <= 1
+            AND (g.name <> '{row}' OR coalesce(o.was -> 'values' -> '{deleted}' = 'false', false))
+            AND NOT coalesce(o.was -> 'dot' ->> 0 ^@ '{mark}' AND o.was ? 'base', false)) AS plain
+    FROM (VALUES ('{row}', true, NULL::jsonb, '{{"{deleted}": false}}'::jsonb), {groups})
+        AS g(name, replaced, before, given)
+    CROSS JOIN LATERAL (SELECT b.live -> g.name AS all, b.live -> g.name -> 0 AS was) AS o
+    WHERE b.kind = 'new' OR g.before IS DISTINCT FROM g.given) AS w
+WHERE w.plain"""
+# What the source had said, as `transforms.conflicts.stored_rows.record_of_row` has it.
+_SAID = """\
+SELECT jsonb_build_object('{mark}' || a.campus, s.place), jsonb_build_object('{row}',
+        jsonb_build_array(s.stamp || jsonb_build_object('values', jsonb_build_object(
+            '{deleted}', false, '{content}', substr(encode(sha256(convert_to(
+                ({values})::text, 'UTF8')), 'hex'), 1, 16))))) || {live}
+FROM (SELECT q.place, jsonb_build_object('hlc', (a.before ->> 'hlc')::bigint, 'lane', '{routine}',
+        'role', %(source_role)s::text, 'editor', '{mark}' || a.campus, 'decides', false,
+        'reason', '', 'distrusted', '[]'::jsonb,
+        'dot', jsonb_build_array('{mark}' || a.campus, q.place)) AS stamp
+    FROM (SELECT (a.before ->> 'src_lsn')::numeric * 2147483648
+        + (a.before ->> 'src_seq')::numeric AS place) AS q) AS s
+WHERE a.kind = 'source'"""
+_HISTORY = """\
+INSERT INTO sync.version (record_id, table_name, campus, group_name, actor, counter, entry)
+SELECT f.record_id, f.table_name, f.campus, g.key, e.entry -> 'dot' ->> 0,
+    (e.entry -> 'dot' ->> 1)::numeric, e.entry
+FROM pg_temp.campus_sync_folded f, jsonb_each(coalesce(f.met, f.record -> 'live')) AS g,
+    jsonb_array_elements(g.value) AS e(entry)
+ON CONFLICT DO NOTHING"""
+_SAID_BY = """\
+SELECT DISTINCT said_hlc, said_by FROM pg_temp.campus_sync_folded WHERE said_hlc IS NOT NULL"""
+_FOLDED = "SELECT table_name, campus, record_id, edit_id FROM pg_temp.campus_sync_folded"
+_CONTENT = """\
+SELECT array_agg(f.campus), array_agg(f.record_id), array_agg(f.hlc), array_agg(w.whole), {columns}
+FROM pg_temp.campus_sync_folded f
+JOIN consult.{name} t ON t.record_id = f.record_id AND t.campus = f.campus
+CROSS JOIN LATERAL (SELECT {whole} AS whole) AS w WHERE f.table_name = '{name}'"""
+_SHOW = """\
+UPDATE consult.{name} AS t SET digest = d.digest, security_level = {level}, hlc = d.hlc,
+    committed_at = timestamptz 'epoch' + interval '1 microsecond'
+        * ((d.hlc >> 16) * 1000 + least(d.hlc >> 6 & 1023, 999))
+FROM unnest(%s::text[], %s::text[], %s::bigint[], %s::bytea[]) AS d(campus, record_id, hlc, digest)
+WHERE t.record_id = d.record_id AND t.campus = d.campus"""
+_RECORD = f"""\
+UPDATE sync.record AS r SET src_table = f.src_table, seen = f.seen, record = f.record,
+    change = f.change, urgent = f.urgent
+FROM (SELECT *, %s + row_number() OVER (ORDER BY edit_id) AS change
+    FROM pg_temp.campus_sync_folded) AS f WHERE {same_key("r", "f")}"""
+_DONE = "DELETE FROM sync.edit WHERE id = ANY (%s)"
+_ACTOR = "SELECT name || '.' || sync.incarnation() FROM sync.store"
+# As `digest_rows` takes them, of the years that Python's calendar has.
+_READ = {
+    Kind.TEXT: "{0}",
+    Kind.DATE: "CASE WHEN w.whole THEN {0} - date '1970-01-01' END",
+    Kind.TIME: "CASE WHEN w.whole THEN (extract(epoch FROM {0}) * 1000000)::bigint END",
+}
+_WHOLE = "({0} IS NULL OR {0} >= '0001-01-01' AND {0} < '10000-01-01')"
+
+
+def fold_plain(
+    conn: psycopg.Connection, rules: ConflictRules, keys: collections.abc.Sequence[Key]
+) -> frozenset[Key]:
+    """Folds what is plain among the edits of these records; returns whose edits they were.
+
+    In the caller's transaction. Passes over records that a client holds.
+
+    Raises:
+      psycopg.Error, one of `hold_records.PASSING`: roll back and try again.
+    """
+    conn.execute(_STAGE)
+    conn.execute(_CLEAR)
+    (actor,) = conn.execute(_ACTOR).fetchone()
+    held = lock_keys(conn, keys)
+    for name in sorted({key.table for key in held}):
+        some = names_of([key for key in held if key.table == name])
+        names = some | {"actor": actor, "source_role": rules.source_role}
+        if statement := _statement(ALL_TABLES[name], rules.tables[name]):
+            conn.execute(statement.encode(), names)
+    folded = conn.execute(_FOLDED).fetchall()
+    if folded:
+        _write(conn, rules, sorted({table for table, *_ in folded}), [row[3] for row in folded])
+    return frozenset(Key(*row[:3]) for row in folded)
+
+
+def _write(
+    conn: psycopg.Connection, rules: ConflictRules, tables: list[str], edits: list[int]
+) -> None:
+    # As `Records.update` does, and in its order.
+    conn.execute("SET LOCAL synchronous_commit = local")
+    if said := conn.execute(_SAID_BY).fetchall():
+        take_stamps(conn, rules, said)
+    conn.execute(_HISTORY)
+    for name in tables:
+        _show(conn, ALL_TABLES[name])
+    conn.execute(_DONE, (edits,))
+    conn.execute(_RECORD, (counted(conn, len(edits)),))
+
+
+def _show(conn: psycopg.Connection, table: Table) -> None:
+    """Gives rows, which show already what their editors wrote, the rest of what a row has."""
+    names = {column.name: f"t.{quoted(column.name)}" for column in table.columns}
+    dated = [names[c.name] for c in table.columns if c.kind in (Kind.DATE, Kind.TIME)]
+    columns = [f"array_agg({_READ[c.kind].format(names[c.name])})" for c in table.columns]
+    whole = " AND ".join(map(_WHOLE.format, dated)) or "true"
+    query = _CONTENT.format(name=table.name, columns=", ".join(columns), whole=whole)
+    campuses, ids, hlcs, wholes, *values = conn.execute(query.encode()).fetchone()
+    arrays = [
+        pa.array(column, pa.int64() if c.kind is Kind.TIME else ARROW_TYPES[c.kind])
+        for c, column in zip(table.columns, values, strict=True)
+    ]
+    arrays = [
+        array.cast(ARROW_TYPES[c.kind]) for c, array in zip(table.columns, arrays, strict=True)
+    ]
+    rows = pa.RecordBatch.from_arrays(
+        [pa.array(ids, pa.utf8()), *arrays], ["record_id", *table.by_name]
+    )
+    digests = [
+        digest if whole else None
+        for digest, whole in zip(digest_rows(table, rows).to_pylist(), wholes, strict=True)
+    ]
+    statement = _SHOW.format(name=table.name, level=table.level)
+    conn.execute(statement.encode(), (campuses, ids, hlcs, digests))
+
+
+def _statement(table: Table, policy: TablePolicy) -> str | None:
+    """Returns what stages the plain edits of a table; None if a column's JSON is not exact."""
+    if any(column.kind not in _EXACT for column in table.columns):
+        return None
+
+    def values(row: str, columns: collections.abc.Iterable[str]) -> str:
+        pairs = ", ".join(f"'{column}', {row} -> '{column}'" for column in columns)
+        return f"jsonb_build_object({pairs})"
+
+    groups = ", ".join(
+        f"('{group.group}', {isinstance(group, _REPLACED)!s},"
+        f" {values('b.before', group.columns)}, {values('b.after', group.columns)})"
+        for group in policy.groups
+    )
+    said = _SAID.format(
+        mark=SOURCE_MARK,
+        row=ROW,
+        deleted=DELETED,
+        content=CONTENT,
+        routine=Lane.ROUTINE.value,
+        values=values("a.before", table.by_name),
+        live=" || ".join(
+            f"jsonb_build_object('{group.group}', jsonb_build_array(s.stamp ||"
+            f" jsonb_build_object('values', {values('a.before', group.columns)})))"
+            for group in policy.groups
+        ),
+    )
+    new = [_as_shown(group) for group in policy.groups if isinstance(group, Union)]
+    return _PLAIN.format(
+        record=same_key("r", "k"),
+        edit=same_key("e", "k"),
+        other=same_key("o", "e"),
+        conflict=same_key("c", "e"),
+        new=" AND ".join(new) or "true",
+        said=said,
+        groups=groups,
+        mark=SOURCE_MARK,
+        row=ROW,
+        deleted=DELETED,
+        emergency=Lane.EMERGENCY.value,
+    )
+
+
+def _as_shown(group: Policy) -> str:
+    """Returns SQL: whether a list's text is as `show` would write it, and no conflict."""
+    (column,), first = group.columns, group.separators[0]
+    text = f"(a.after ->> '{column}')"
+    strange = _literal(_SPACES + group.separators[1:])
+    none = "ARRAY[" + ", ".join(map(_literal, group.none)) + "]::text[]"
+    return (
+        f"({text} IS NULL OR translate({text}, {strange}, '') = {text} AND {text} ="
+        f' (SELECT string_agg(x, {_literal(first)} ORDER BY x COLLATE "C") FROM'
+        f" (SELECT DISTINCT x FROM unnest(string_to_array({text}, {_literal(first)})) AS x"
+        f" WHERE x <> '' AND x <> ALL ({none})) AS q))"
+    )
+
+
+def _literal(text: str) -> str:
+    escaped = "".join(
+        c if c.isprintable() and c not in "'\\%{}" else f"\\u{ord(c):04X}" for c in text
+    )
+    return f"E'{escaped}'"

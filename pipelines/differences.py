@@ -35,7 +35,7 @@ from transforms.seal_dead_letters import Sealer
 from transforms.set_sums import BUCKETS, Sketch, Sums, hash_id, hash_ids
 
 UNREADABLE = (psycopg.Error, SourceUnavailable)
-_GROUP_ROWS = 1_000_000  # Of one side, looked at together where buckets differ: 200 bytes each.
+_GROUP_ROWS = 1_000_000  # Of one side, looked at together where buckets differ: 50 bytes each.
 _BY_IDS_MAX = 50_000  # Beyond, reading whole tables is faster than asking for rows.
 _ROTTEN_MAX = 10_000
 LSN_MAX = 2**63 - 1
@@ -403,7 +403,8 @@ class Ends:
 
         A row counts as differing where two looks in a row said so, each at a later view of the
         source and once the store's ledger had passed it. Memory is bounded: of `rows`, which the
-        larger side has, so many buckets are looked at together as hold a million.
+        larger side has, so many buckets are looked at together as hold a million. Of these hashes
+        and digests are compared first, and only rows that are unlike are taken whole.
         """
         if ids is not None:
             yield self._settled(link, table, list(ids), None, excuses)
@@ -412,9 +413,40 @@ class Ends:
         for start in range(0, len(buckets), together):
             wanted = np.zeros(BUCKETS, np.bool_)
             wanted[buckets[start : start + together]] = True
-            yield self._settled(
-                link, table, None, lambda h, w=wanted: w[h & np.uint64(BUCKETS - 1)], excuses
-            )
+            unlike = self._unlike(link, table, wanted)
+            if len(unlike):
+                yield self._settled(
+                    link, table, None, lambda hashes, u=unlike: np.isin(hashes, u), excuses
+                )
+
+    def _unlike(self, link: Link, table: str, buckets: np.ndarray) -> np.ndarray:
+        """Returns hashes of ids of rows that the ends do not have alike (uint64[n]).
+
+        Args:
+          buckets: where to look (bool[BUCKETS]).
+        """
+
+        def pick(rows: Iterable[Rows]) -> tuple[np.ndarray, np.ndarray]:
+            hashes, words = [np.empty(0, np.uint64)], [np.empty((0, 4), np.uint64)]
+            for part in self.counted(rows):
+                chosen = part.live & buckets[part.hashes & np.uint64(BUCKETS - 1)]
+                rotten.append(part.hashes[chosen & part.rotten])
+                hashes.append(part.hashes[chosen])
+                words.append(part.words[chosen])
+            return np.concatenate(hashes), np.concatenate(words)
+
+        rotten: list[np.ndarray] = []
+        store = self.stores[link.store]
+        with self.sources[link.source].reading() as reading:
+            mine, my_words = pick(reading.rows(table))
+        with store.connect() as conn:
+            self.wait(conn, link.name, reading.covered_lsn)
+            theirs, their_words = pick(store.rows(conn, link.source, table))
+        _, i, j = np.intersect1d(mine, theirs, return_indices=True)
+        lone = np.ones(len(mine), np.bool_), np.ones(len(theirs), np.bool_)
+        lone[0][i] = lone[1][j] = False
+        differing = mine[i[(my_words[i] != their_words[j]).any(axis=1)]]
+        return np.unique(np.concatenate([mine[lone[0]], theirs[lone[1]], differing, *rotten]))
 
     def _settled(
         self, link: Link, table: str, ids: list[str] | None, wanted, excuses: Excuses
@@ -460,9 +492,10 @@ class Ends:
         `wanted`."""
 
         def pick(rows: Iterable[Rows]) -> Rows:
-            parts = list(self.counted(rows))
-            if wanted is not None:
-                parts = [part.where(wanted(part.hashes)) for part in parts]
+            parts = (
+                part if wanted is None else part.where(wanted(part.hashes))
+                for part in self.counted(rows)
+            )
             return concat([part for part in parts if len(part)])
 
         store = self.stores[link.store]

@@ -31,7 +31,7 @@ from schemas.reconciliation import (
     Unit,
     joined,
 )
-from transforms.set_sums import hash_id
+from transforms.set_sums import BUCKETS, hash_id
 from transforms.sign_report import ReportKey
 
 SETTLE_S = 30.0
@@ -48,13 +48,17 @@ _Pair = TaggedOutput[typing.Literal["pairs"], PairResult]
 
 
 class Task(typing.NamedTuple):
-    """What a run is to do; `tables` and `campuses` empty for all."""
+    """What a run is to do; `tables` and `campuses` empty for all.
+
+    `whole`: the second pass looks at every row, whatever the sums of the first say.
+    """
 
     campuses: tuple[str, ...] = ()
     tables: tuple[str, ...] = ()
     since_us: int = 0
     repair: bool = False
     settle_s: float = SETTLE_S
+    whole: bool = False
 
 
 def units(config: Config, task: Task) -> list[Unit]:
@@ -117,6 +121,7 @@ def gathered(folder: pathlib.Path, task: Task, began_us: int, ended_us: int) -> 
         task.repair,
         joined(links, KEYS_MAX),
         tuple(sorted(pairs)),
+        task.whole,
     )
 
 
@@ -141,7 +146,7 @@ class _LookOnceFn(_EndsFn):
         first = self._ends.first_look(unit.campus, unit.table)
         for link in self._ends.links(unit.campus):
             if unit.campus not in self._ends.unseen:
-                yield _suspects(first, link.store)
+                yield _suspects(first, link.store, self._task.whole)
         for pair in _pairs(self._ends, first):
             yield TaggedOutput(_PAIRS, pair)
 
@@ -219,12 +224,12 @@ def look_again(ends: Ends, suspects: Suspects, repair: bool, key: ReportKey) -> 
     )
 
 
-def _suspects(first: FirstLook, store: str) -> Suspects:
+def _suspects(first: FirstLook, store: str, whole: bool) -> Suspects:
     """Of an end that could not be read: nothing, and no digests."""
     if first.source is None or store not in first.stores:
         return Suspects(first.campus, first.table, store, _UNREAD, [], False, [], 0, 0, "", "")
     theirs = first.stores[store]
-    ids, buckets = first.suspects(store)
+    ids, buckets = (None, np.arange(BUCKETS)) if whole else first.suspects(store)
     return Suspects(
         campus=first.campus,
         table=first.table,

@@ -10,6 +10,7 @@ import psycopg
 from pipelines.log_guard import Keeping, SlotKeeping, SlotsKeeping
 from schemas.batches import Lane
 from schemas.receipts import Counts
+from schemas.reconcile_schedule import Run
 from schemas.reports import (
     AlarmCount,
     BacklogPoint,
@@ -26,6 +27,7 @@ from schemas.reports import (
 )
 from schemas.sketches import LagSketch
 from transforms.capture.retention import RATE_AGE_MAX_US
+from transforms.deliver import reconcile_records
 
 POINTS_MAX = 240  # A chart shows no more.
 _GAPS_MAX = 50
@@ -84,6 +86,7 @@ class StoreFacts:
     alarms: tuple[AlarmCount, ...] = ()
     tending: Tending | None = None
     rates: dict[str, float] = dataclasses.field(default_factory=dict)
+    reconciliations: tuple[Run, ...] = ()
 
 
 NO_FACTS = StoreFacts((), (), (), (), ())
@@ -228,6 +231,7 @@ def _ledger_facts(conn: psycopg.Connection, since_us: int) -> StoreFacts:
         incidents=incidents,
         tending=_tending(conn),
         rates=_rates(conn),
+        reconciliations=reconcile_records.runs(conn),
     )
 
 

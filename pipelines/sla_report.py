@@ -25,6 +25,7 @@ from schemas.batches import Lane
 from schemas.config import PRIMARY, Config, Link, Objectives
 from schemas.errors import CampusSyncError
 from schemas.receipts import Counts
+from schemas.reconcile_schedule import Standing, standings
 from schemas.reports import (
     AlarmCount,
     Comparison,
@@ -69,6 +70,7 @@ class View:
     unreachable: tuple[str, ...]
     alarms: tuple[AlarmCount, ...] = ()
     tending: tuple[Tending, ...] = ()
+    reconciliations: tuple[Standing, ...] = ()
 
 
 class Observer:
@@ -129,6 +131,7 @@ class Observer:
             pairs_of(self._config, stores, now_us),
             self._unreachable(sources, stores),
             **_named(stores),
+            reconciliations=self._reconciliations(primary, now_us),
         )
 
     def report(
@@ -173,6 +176,7 @@ class Observer:
             unreachable=self._unreachable(sources, stores),
             comparison=comparison,
             **_named(stores),
+            reconciliations=self._reconciliations(primary, now_us),
         )
 
     @property
@@ -187,6 +191,12 @@ class Observer:
         known = [self.log_rates, primary.rates if primary else {}]
         rate = max((rates[link.source] for rates in known if link.source in rates), default=None)
         return link_health(link, source, stores.get(link.store), self._config, now_us, rate)
+
+    def _reconciliations(self, primary: StoreFacts | None, now_us: int) -> tuple[Standing, ...]:
+        """Nothing where the primary cannot be asked: it is named among the unreachable."""
+        if primary is None:
+            return ()
+        return standings(self._config.reconcile, primary.reconciliations, now_us)
 
     def _unreachable(self, sources: dict, stores: dict) -> tuple[str, ...]:
         names = [f"source {name}" for name in self._config.sources if name not in sources]

@@ -14,6 +14,7 @@ from pipelines.emergency_pairs import PairWatch
 from pipelines.sla_report import Observer, View
 from schemas.clocks import wall_clock_us
 from schemas.config import PRIMARY, Config
+from schemas.reconcile_schedule import State as RunState
 from schemas.reports import ONE_SIDED, Pair, Risk, State
 from transforms.deliver import sla_store
 
@@ -47,6 +48,7 @@ class LinkCollector(Collector):
         yield from _health(view)
         yield from _lanes(view)
         yield from _quality(view)
+        yield from _reconciliations(view)
         yield _gauge(
             "pair_one_sided_seconds",
             "For how long one of two stores lacks an emergency that the other has.",
@@ -108,6 +110,44 @@ def _quality(view: View) -> Iterator[Metric]:
             if (us := getattr(part, field)) is not None
         ]
         yield _gauge(name, text, known, ("store",))
+
+
+def _reconciliations(view: View) -> Iterator[Metric]:
+    jobs, label = view.reconciliations, ("job",)
+    ended = [one for one in jobs if one.ended_us is not None]
+    for name, text, values in (
+        (
+            "overdue_seconds",
+            "For how long a moment has had no run that left a report; 0 within an hour.",
+            [((one.job.value,), one.overdue_s) for one in jobs],
+        ),
+        (
+            "running",
+            "1 while one runs.",
+            [((one.job.value,), one.running_us is not None) for one in jobs],
+        ),
+        (
+            "ended_timestamp_seconds",
+            "When the last one ended.",
+            [((one.job.value,), one.ended_us / 1e6) for one in ended],
+        ),
+        (
+            "sound",
+            "1 if the last one left nothing unlike.",
+            [((one.job.value,), one.result == RunState.SOUND) for one in ended],
+        ),
+        (
+            "differing_rows",
+            "Rows that the last one found unlike.",
+            [((one.job.value,), one.differing) for one in ended],
+        ),
+        (
+            "mended_rows",
+            "Rows that the last one mended.",
+            [((one.job.value,), one.mended) for one in ended],
+        ),
+    ):
+        yield _gauge(f"reconciliation_{name}", text, values, label)
 
 
 def _lanes(view: View) -> Iterator[Metric]:

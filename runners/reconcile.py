@@ -17,6 +17,7 @@ from rich.table import Table
 
 from pipelines import reconcile as pipeline
 from runners import options as beam_options
+from runners.reconcile_jobs import REPORTS
 from schemas.clocks import wall_clock_us
 from schemas.config import Config, load
 from schemas.errors import ConfigError
@@ -29,8 +30,14 @@ _POLL_S = 0.5
 def reconcile(options: argparse.Namespace) -> int:
     """Finds what differs, mends it if asked to, and leaves a signed report; exit 1 if unsound."""
     config = load(options.config)
+    if options.whole and options.since is not None:
+        raise ConfigError("--whole is every row, --since a day's. Remedy: give one of them.")
     task = pipeline.Task(
-        tuple(options.campus), tuple(options.table), _since_us(options.since), options.repair
+        tuple(options.campus),
+        tuple(options.table),
+        _since_us(options.since),
+        options.repair,
+        whole=options.whole,
     )
     flags = beam_options.parse(options.rest)
     key = ReportKey(config.report_key)
@@ -136,7 +143,7 @@ def _since_us(day: str | None) -> int:
 
 def _report_path(config: pathlib.Path, made: Reconciliation) -> pathlib.Path:
     when = datetime.datetime.fromtimestamp(made.began_us / 1e6, datetime.UTC)
-    folder = config.absolute().parent / "reconciliations"
+    folder = config.absolute().parent / REPORTS
     return folder / f"{when:%Y%m%dT%H%M%S}Z.json"
 
 

@@ -55,7 +55,8 @@ def run(options: argparse.Namespace) -> int:
         when = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
         print(f"{when} {event.kind} (start {event.attempt}) {event.detail}".rstrip(), flush=True)
 
-    with Recorder(config) as recorder, Upkeep(config, rules), Exchange(config) as exchange:
+    upkeep = Upkeep(config, rules, options.config)
+    with Recorder(config) as recorder, upkeep, Exchange(config) as exchange:
         recorder.registry.register(exchange.collector)
         outcome = run_on_flink(build, flags, work_dir, report=report)
     print(f"ended: {outcome}")

@@ -11,7 +11,15 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines.sla_report import LinkView, Observer, View
-from runners.words import count, log_warnings, milliseconds, percent, size, span
+from runners.words import (
+    count,
+    log_warnings,
+    milliseconds,
+    percent,
+    reconciliation,
+    size,
+    span,
+)
 from schemas.batches import Lane
 from schemas.clocks import wall_clock_us
 from schemas.config import load
@@ -125,6 +133,9 @@ def _notes(view: View):
     for text, risk in log_warnings([link.health for link in view.links]):
         yield Text(text, "red" if risk is Risk.CRITICAL else "yellow")
     yield from _quality(view)
+    for one in view.reconciliations:
+        text, style = reconciliation(one, view.at_us)
+        yield Text(text, style)
     for pair in view.pairs:
         if pair.waiting:
             yield Text(f"{pair.waiting} waits for emergencies that the other store has", "yellow")

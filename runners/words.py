@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable
 
+from schemas.reconcile_schedule import Standing, State
 from schemas.reports import Health, Risk
 
 
@@ -51,6 +52,31 @@ def log_warnings(healths: Iterable[Health]) -> list[tuple[str, Risk]]:
         )
         for health in near
     ]
+
+
+def reconciliation(one: Standing, now_us: int) -> tuple[str, str]:
+    """Returns a line of how a job that reconciles stands, and its colour."""
+    name = f"{one.job.replace('_', '-')} reconciliation"
+    parts, colour = [], "green"
+    if one.ended_us is None:
+        parts.append("has not been made yet")
+        colour = ""
+    else:
+        ago = span(max(0, now_us - one.ended_us) / 1e6)
+        parts.append(f"{one.result.replace('unsound', 'not sound')}, ended {ago} ago")
+        if one.result == State.FAILED:
+            parts.append(one.detail)
+        else:
+            parts.append(f"{count(one.rows)} rows")
+            parts.append(f"{count(one.differing)} differed and {count(one.mended)} were mended")
+        if one.result != State.SOUND:
+            colour = "red"
+    if one.running_us is not None:
+        parts.append(f"one has been running for {span(max(0, now_us - one.running_us) / 1e6)}")
+    if one.overdue_s:
+        parts.append(f"overdue for {span(one.overdue_s)}")
+        colour = "red"
+    return f"{name}: {', '.join(parts)}", colour
 
 
 def percent(share: float) -> str:

@@ -115,7 +115,7 @@ class Reconciliation:
 
     Attributes:
       began_us, ended_us: microseconds since 1970. since_us: 0 for everything.
-      repair: whether what differed was to be mended.
+      repair: whether what differed was to be mended. whole: every row was looked at by itself.
     """
 
     began_us: int
@@ -124,6 +124,7 @@ class Reconciliation:
     repair: bool
     links: tuple[LinkResult, ...]
     pairs: tuple[PairResult, ...]
+    whole: bool = False
 
     @property
     def sound(self) -> bool:
@@ -142,6 +143,7 @@ class Reconciliation:
             "ended_us": self.ended_us,
             "since_us": self.since_us,
             "repair": self.repair,
+            "whole": self.whole,
             "links": [
                 {**one._asdict(), "keys": list(one.keys), "sound": one.sound} for one in self.links
             ],

@@ -12,6 +12,7 @@ import typing
 from schemas.batches import Lane
 from schemas.positions import Position
 from schemas.receipts import Counts
+from schemas.reconcile_schedule import Standing
 from schemas.sketches import LagSketch
 from schemas.tables import Kind
 
@@ -460,6 +461,7 @@ class Report:
     comparison: Comparison | None = None
     alarms: tuple[AlarmCount, ...] = ()
     tending: tuple[Tending, ...] = ()
+    reconciliations: tuple[Standing, ...] = ()
 
     @property
     def total(self) -> Counts:
@@ -576,6 +578,7 @@ def to_csv(report: Report) -> dict[str, str]:
         "objectives": report.objectives,
         "quality_alarms": report.alarms,
         "tending": report.tending,
+        "reconciliations": report.reconciliations,
     }
     if report.comparison is not None:
         sections["compare_tables"] = report.comparison.tables

@@ -89,7 +89,10 @@ def concat(parts: list[Rows]) -> Rows:
     return Rows(*numbers, *texts)
 
 
-_MARIADB_ROWS, _MARIADB_BYTES = 50_000, 16 << 20
+# A chunk is there several times while it is digested, at every end at once: this is what the
+# memory of a whole reading is made of, and larger ones are no faster.
+_CHUNK_BYTES = 1 << 20
+_MARIADB_ROWS, _MARIADB_BYTES = 10_000, 2 << 20
 _LOG_END = """\
 SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint,
     (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"""
@@ -197,7 +200,7 @@ class SourceSide:
         ]
         place = ".".join(_quoted(word) for word in name.split(".", 1))
         if keys is None:
-            batches = read_rows(conn, columns, place)
+            batches = read_rows(conn, columns, place, _CHUNK_BYTES)
         else:
             batches = _read_keys(conn, columns, place, self._parts[name].id, keys)
         for batch in batches:
@@ -316,7 +319,7 @@ class StoreSide:
         literal = sql.Literal(campus).as_string(conn)
         place = f"consult.{_quoted(table)} WHERE campus = {literal} AND {only}"
         if ids is None:
-            batches = read_rows(conn, columns, place)
+            batches = read_rows(conn, columns, place, _CHUNK_BYTES)
         else:
             batches = (
                 batch
@@ -447,7 +450,7 @@ def _at(raw: RawChanges, generation: int) -> RawChanges:
 class MariadbSide(SourceSide):
     """The same of a MariaDB or MySQL source, by the snapshot that a link starts with.
 
-    It reads tables whole: rows of some ids are picked out here.
+    Rows of some ids are found by an index; a table without one of its key's is read whole, once.
     """
 
     _ids_at_once = 1 << 30
@@ -459,21 +462,32 @@ class MariadbSide(SourceSide):
         Raises:
           CampusSyncError: it cannot be read.
         """
+        from transforms.capture.mariadb.keyed_rows import conditions
         from transforms.capture.mariadb.places import border_at, last_before_transaction
         from transforms.capture.mariadb.snapshot import consistent_point, snapshot
 
         def read(name: str, keys: Collection[str] | None) -> Iterator[RawChanges]:
             part = self._parts[name]
-            for raw in snapshot(
-                point,
-                (name,),
-                batch_rows=_MARIADB_ROWS,
-                batch_bytes=_MARIADB_BYTES,
-                keys={name: part.id},
-                columns={name: part.needed},
-            ):
-                if raw.tables:
-                    yield raw
+            chosen = [""]
+            if keys is not None:
+                split = [
+                    found for key in keys if len(found := key.split(_SEPARATOR)) == len(part.id)
+                ]
+                with point.connection.cursor() as cursor:
+                    cursor.execute("SET character_set_results = utf8mb4")
+                    chosen = list(conditions(cursor, name, part.id, split))
+            for only in chosen:
+                for raw in snapshot(
+                    point,
+                    (name,),
+                    batch_rows=_MARIADB_ROWS,
+                    batch_bytes=_MARIADB_BYTES,
+                    keys={name: part.id},
+                    columns={name: part.needed},
+                    only=only,
+                ):
+                    if raw.tables:
+                        yield raw
 
         with consistent_point(self._dsn) as point:
             # A ledger at the log's end stands at the border, before every snapshot there.

@@ -119,6 +119,7 @@ def snapshot(
     keys: Mapping[str, Sequence[str]] | None = None,
     columns: Mapping[str, Sequence[str]] | None = None,
     rest: Rest = WHOLE,
+    only: str = "",
 ) -> Iterator[SnapshotChanges]:
     """Yields every row of the tables as `Op.SNAPSHOT`, in changes that join on.
 
@@ -132,6 +133,7 @@ def snapshot(
       batch_rows, batch_bytes: largest content of one `RawChanges`, unless one row is larger.
       keys, columns: as for `BinlogDecoder`.
       rest: what an earlier reading has left; numbers go on behind those that it gave out.
+      only: a condition in SQL that rows must meet; they are then read in one go.
 
     Raises:
       pymysql.OperationalError, OSError: the connection is lost, or a table was altered meanwhile;
@@ -150,11 +152,13 @@ def snapshot(
             for table in rest.of(tables)
         ]
         cursor.execute("SET character_set_results = NULL")  # Texts come as they are stored.
+    if only:
+        found = [dataclasses.replace(table, chunk_key=()) for table in found]
     seq = rest.last_seq
     if not found:
         yield nothing_left(point.lsn, rest)
     for table in found:
-        reading = _Reading(point, table, seq, batch_rows, batch_bytes)
+        reading = _Reading(point, table, seq, batch_rows, batch_bytes, only)
         for changes in reading.read(rest):
             seq = changes.last_seq
             if changes.ended and table is found[-1]:
@@ -166,9 +170,15 @@ class _Reading:
     """Reads one table; its first row has the ordinal after `seq`."""
 
     def __init__(
-        self, point: SnapshotPoint, table: SourceTable, seq: int, batch_rows: int, batch_bytes: int
+        self,
+        point: SnapshotPoint,
+        table: SourceTable,
+        seq: int,
+        batch_rows: int,
+        batch_bytes: int,
+        only: str,
     ):
-        self._point, self._table, self._seq = point, table, seq
+        self._point, self._table, self._seq, self._only = point, table, seq, only
         self._batch_rows, self._batch_bytes = batch_rows, batch_bytes
         self._reader = PacketReader(point.connection._sock)
         self._area = TextArea()
@@ -210,6 +220,7 @@ class _Reading:
         chosen = [asked.expression for asked in self._table.asked]
         chosen += [part.quoted for part in key]
         query = f"SELECT {', '.join(chosen)} FROM {quote_table(self._table.layout.table)}"
+        query += f" WHERE {self._only}" if self._only else ""
         if key:
             query += " FORCE INDEX (PRIMARY)"
             if after is not None:

@@ -10,8 +10,8 @@ from transforms.capture.mariadb import charsets, result_rows
 from transforms.capture.mariadb.layouts import table_layout
 from transforms.capture.postgresql.snapshot import TableMissing
 
-_INTEGERS = {"tinyint", "smallint", "mediumint", "int", "bigint"}
-_TEXTS = {"char", "varchar", "tinytext", "text", "mediumtext", "longtext", "enum", "set"}
+INTEGERS = {"tinyint", "smallint", "mediumint", "int", "bigint"}
+TEXTS = {"char", "varchar", "tinytext", "text", "mediumtext", "longtext", "enum", "set"}
 _BYTES = {"binary", "varbinary", "tinyblob", "blob", "mediumblob", "longblob"}
 _SHAPES = {
     *("geometry", "point", "linestring", "polygon", "multipoint", "multilinestring"),
@@ -20,7 +20,7 @@ _SHAPES = {
 _WIDTHS = {"uuid": 16, "inet6": 16, "inet4": 4}
 _MOMENTS = {"date", "datetime", "time", "year"}
 # Those whose order in an index is that of a comparison with a constant.
-_ORDERED = _INTEGERS | {"decimal", "date", "datetime", "time", "timestamp", "year"}
+_ORDERED = INTEGERS | {"decimal", "date", "datetime", "time", "timestamp", "year"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,7 @@ class KeyPart:
             introducer = "" if self.charset == charsets.BINARY else f"_{self.charset} "
             return f"{introducer}X'{value.hex()}'"
         text = value.decode("ascii")
-        return text if self.type in _INTEGERS | {"decimal", "year"} else f"'{text}'"
+        return text if self.type in INTEGERS | {"decimal", "year"} else f"'{text}'"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +130,7 @@ def _type_and_charset(column: Sequence, prefix: int | None) -> tuple[str, str]:
         return "", ""  # Ordered by less than its value, or by the place of its label.
     if kind in _BYTES:
         return kind, charsets.BINARY
-    return kind, str(column[2] or "") if kind in _TEXTS else ""
+    return kind, str(column[2] or "") if kind in TEXTS else ""
 
 
 def _asked(
@@ -138,7 +138,7 @@ def _asked(
 ) -> Asked:
     kind, column = str(data_type).lower(), quote(name)
     zerofill = "zerofill" in str(column_type).lower()
-    if kind in _INTEGERS:
+    if kind in INTEGERS:
         expression = f"CAST({column} AS UNSIGNED)" if zerofill else column
         return Asked(name, expression, result_rows.PLAIN)
     if kind == "bit":
@@ -154,7 +154,7 @@ def _asked(
         return Asked(name, column, result_rows.PLAIN)
     if kind == "timestamp":
         return Asked(name, column, result_rows.INSTANT)
-    if kind in _TEXTS:
+    if kind in TEXTS:
         reading = charsets.reading(str(charset))
         return Asked(name, column, result_rows.CHARACTERS, reading.mode, reading.codec)
     if kind in _BYTES | _SHAPES:

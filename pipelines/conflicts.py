@@ -15,8 +15,8 @@ from schemas.siblings import DELETED, ROW, Entry, Record, Stamp, Value, entry_fr
 from schemas.versions import Dot
 from transforms.conflicts.edit import edit_record
 from transforms.conflicts.show import Conflict, show
-from transforms.deliver.exchange_records import connect
-from transforms.deliver.hold_records import Key, Records
+from transforms.deliver.edits.exchange_records import connect
+from transforms.deliver.edits.hold_records import Key, Records
 
 _LIST = """\
 SELECT id, table_name, campus, record_id, group_name, rule, alarm, assignee, versions, state,

@@ -14,8 +14,9 @@ from pipelines.quality import connect
 from schemas.config import PRIMARY, Config
 from schemas.errors import CampusSyncError, ConfigError, reason
 from schemas.patient_matching import MatchingRules
-from transforms.deliver import link_persons, store_schema
-from transforms.deliver.link_persons import Decision, Key, Linked, PairKey, pair_of
+from transforms.deliver import store_schema
+from transforms.deliver.judging import link_persons
+from transforms.deliver.judging.link_persons import Decision, Key, Linked, PairKey, pair_of
 
 _REVIEWS = """\
 SELECT v.review_id, v.campus, v.patient_id, v.other_campus, v.other_patient_id, v.why, v.score,

@@ -14,8 +14,8 @@ from schemas.hlc import stamp_of
 from schemas.siblings import DELETED, ROW, Record, Stamp
 from schemas.versions import EMPTY, SOURCE_MARK, VersionVector, from_text
 from transforms.conflicts.tombstones import forget, may_forget
-from transforms.deliver.exchange_records import connect
-from transforms.deliver.hold_records import Key, Records, names_of, same_key
+from transforms.deliver.edits.exchange_records import connect
+from transforms.deliver.edits.hold_records import Key, Records, names_of, same_key
 
 _PAGE = 500
 _EDITOR = "campus-sync"

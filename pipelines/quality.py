@@ -10,7 +10,8 @@ from schemas.config import Config
 from schemas.errors import reason
 from schemas.quality_rules import QualityRules
 from schemas.reports import AlarmCount
-from transforms.deliver import check_store, store_schema
+from transforms.deliver import store_schema
+from transforms.deliver.judging import check_store
 
 _CONNECT_TIMEOUT_S = 5
 

@@ -15,8 +15,8 @@ from schemas.config import Config
 from schemas.conflict_policy import ConflictRules, load_conflict_rules
 from schemas.errors import CampusSyncError, told
 from transforms.deliver import store_schema
-from transforms.deliver.exchange_records import FOLD_ROWS, Puller, connect, fold_pending
-from transforms.deliver.hold_records import PASSING, open_store, pending_keys
+from transforms.deliver.edits.exchange_records import FOLD_ROWS, Puller, connect, fold_pending
+from transforms.deliver.edits.hold_records import PASSING, open_store, pending_keys
 
 _LOGGER = logging.getLogger(__name__)
 

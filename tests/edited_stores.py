@@ -12,8 +12,8 @@ from schemas.config import Config, load
 from schemas.conflict_policy import ConflictRules, load_conflict_rules
 from schemas.siblings import Record
 from transforms.deliver import store_schema
-from transforms.deliver.exchange_records import FOLD_ROWS, Puller, connect, fold_pending
-from transforms.deliver.hold_records import Key, Records, open_store, pending_keys
+from transforms.deliver.edits.exchange_records import FOLD_ROWS, Puller, connect, fold_pending
+from transforms.deliver.edits.hold_records import Key, Records, open_store, pending_keys
 from transforms.seal_dead_letters import make_key
 
 RULES: ConflictRules = load_conflict_rules()

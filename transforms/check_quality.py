@@ -1,7 +1,7 @@
 """Check changes against the rules of quality: alarms for what is odd; no row is touched.
 
 Columns are judged as a whole, without a loop over rows. What needs other rows of a patient is
-judged in the store by the same rules (transforms/deliver/check_store.py).
+judged in the store by the same rules (transforms/deliver/judging/check_store.py).
 """
 
 import collections.abc

@@ -21,7 +21,8 @@ from tests.benchmarks.test_deliver import SETTINGS
 from tests.canonical import COMMIT_US
 from tests.deliveries import LINK, batch_of, lab_results
 from transforms.check_quality import QualityChecker
-from transforms.deliver import check_store, delivery
+from transforms.deliver import delivery
+from transforms.deliver.judging import check_store
 from transforms.deliver.store import Store
 
 RULES = load_quality_rules()

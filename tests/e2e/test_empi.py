@@ -18,8 +18,9 @@ from schemas.errors import ConfigError
 from schemas.patient_matching import load_matching_rules
 from tests.population import CAMPUSES, batch_of, id_no, population
 from tests.store_rows import StoreRows
-from transforms.deliver import link_persons, store_schema
-from transforms.deliver.link_persons import Decision, link, pair_of
+from transforms.deliver import store_schema
+from transforms.deliver.judging import link_persons
+from transforms.deliver.judging.link_persons import Decision, link, pair_of
 from transforms.match_patients import match
 
 RULES = load_matching_rules()

@@ -10,10 +10,10 @@ from schemas.siblings import record_from_json
 from tests.edited_stores import HOUR_US, PLAN, RULES, EditedStore, agree, settle
 from tests.store_rows import StoreRows
 from transforms.conflicts.join import join_records
-from transforms.deliver.carry_records import Carrier
-from transforms.deliver.exchange_records import FOLD_ROWS, Puller
-from transforms.deliver.fold_plain import fold_plain
-from transforms.deliver.hold_records import Key, Records, pending_keys
+from transforms.deliver.edits.carry_records import Carrier
+from transforms.deliver.edits.exchange_records import FOLD_ROWS, Puller
+from transforms.deliver.edits.fold_plain import fold_plain
+from transforms.deliver.edits.hold_records import Key, Records, pending_keys
 
 _TEXTS = ("x", "诊 断\t\"'\\", "A,B", "B,A", "无", "none", " A ", "A；B", "", "é\x7f", "%{1}", None)
 # All that a store holds of edits, but in which order and when it did what.

@@ -22,7 +22,8 @@ from tests.store_rows import StoreRows
 from tests.unit.test_check_quality import CAUSES, batches
 from tests.unit.test_clinic import STYLES, clinic, harmonised
 from transforms.check_quality import QualityChecker
-from transforms.deliver import check_store, link_persons, store_schema
+from transforms.deliver import store_schema
+from transforms.deliver.judging import check_store, link_persons
 
 RULES = load_quality_rules()
 MATCHING = load_matching_rules()

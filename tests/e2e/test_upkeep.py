@@ -20,7 +20,8 @@ from tests.deliveries import LINK, batch_of
 from tests.population import id_no
 from tests.quality_cases import NOW_US
 from tests.store_rows import StoreRows
-from transforms.deliver import check_store, store_schema
+from transforms.deliver import store_schema
+from transforms.deliver.judging import check_store
 from transforms.deliver.store import Store
 
 SOON_S = 30.0

@@ -12,7 +12,7 @@ from tests.canonical import rows_of
 from tests.quality_cases import NOW_US, ROW_CASES, STORE_CASES, Case, Rows, lab, row
 from tests.unit.test_clinic import STYLES, clinic, harmonised
 from transforms.check_quality import QualityChecker
-from transforms.deliver.quality_sql import STORE_KINDS
+from transforms.deliver.judging.quality_sql import STORE_KINDS
 from transforms.harmonise.damaged_text import Damage
 
 QUALITY = load_quality_rules()

@@ -16,7 +16,7 @@ from schemas.positions import Position
 from schemas.receipts import Counts, Receipt
 from transforms.deliver import ledger, mend_rows
 from transforms.deliver.delivery import Delivery
-from transforms.deliver.edit_schema import OWN_SESSION
+from transforms.deliver.edits.edit_schema import OWN_SESSION
 from transforms.deliver.merging import merge
 from transforms.deliver.merging.merge import TableMerger
 from transforms.deliver.merging.outcomes import ContendedError, ExpressRefused

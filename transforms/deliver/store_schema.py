@@ -8,9 +8,9 @@ from schemas.entities import TABLES
 from schemas.errors import ConfigError
 from schemas.store_tables import STORE_TABLES
 from schemas.tables import POSTGRES_TYPES, Column, Table
-from transforms.deliver.edit_schema import edit_ddl
-from transforms.deliver.person_schema import person_ddl
-from transforms.deliver.quality_schema import QUALITY_DDL, changed_ddl
+from transforms.deliver.edits.edit_schema import edit_ddl
+from transforms.deliver.judging.person_schema import person_ddl
+from transforms.deliver.judging.quality_schema import QUALITY_DDL, changed_ddl
 from transforms.deliver.store_migrations import MIGRATIONS, pending
 from transforms.deliver.two_phase_schema import TWO_PHASE_DDL
 

@@ -11,7 +11,7 @@ from schemas.batches import Op
 from schemas.entities import TABLES
 from schemas.hlc import stamp_of
 from schemas.tables import Kind, Table
-from transforms.deliver.edit_schema import EDITED_TABLES
+from transforms.deliver.edits.edit_schema import EDITED_TABLES
 from transforms.deliver.store_schema import DELIVERED_SYNC_COLUMNS
 
 _SYNC_NAMES = tuple(name for name, _, _ in DELIVERED_SYNC_COLUMNS)

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from schemas.batches import Lane
 from schemas.tables import Kind, Table
-from transforms.deliver.join_source_rows import EDITED_NAMES, SourceRows
+from transforms.deliver.edits.join_source_rows import EDITED_NAMES, SourceRows
 from transforms.deliver.merging.base_rows import Ready, is_bare, made_whole
 from transforms.deliver.merging.compact import Compacted
 from transforms.deliver.merging.copy_binary import copy_rows

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from schemas.tables import ARROW_TYPES, POSTGRES_TYPES, Kind, Table
-from transforms.deliver.join_source_rows import EDITED_NAMES
+from transforms.deliver.edits.join_source_rows import EDITED_NAMES
 from transforms.deliver.store_schema import DELIVERED_SYNC_COLUMNS, quoted
 
 # What a driver's value of `MergeSql.base` is, before it is cast to the column's type.

@@ -28,7 +28,7 @@ from schemas.siblings import CONTENT, DELETED, ROW
 from schemas.tables import ARROW_TYPES, Kind, Table
 from schemas.versions import SOURCE_MARK
 from transforms.checksum import digest_rows
-from transforms.deliver.hold_records import (
+from transforms.deliver.edits.hold_records import (
     Key,
     counted,
     lock_keys,

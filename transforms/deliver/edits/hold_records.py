@@ -24,7 +24,7 @@ from schemas.versions import Dot, canonical_json
 from transforms.conflicts.fold import DotTaken, Met, PendingEdit, fold_edits
 from transforms.conflicts.show import Shown, show
 from transforms.conflicts.stored_rows import put_digests, record_of_row, row_of
-from transforms.deliver.edit_schema import OWN_SESSION
+from transforms.deliver.edits.edit_schema import OWN_SESSION
 from transforms.deliver.store_schema import quoted
 
 SESSION = f"""\

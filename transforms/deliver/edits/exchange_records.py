@@ -17,9 +17,9 @@ from schemas.errors import CampusSyncError
 from schemas.hlc import us_of
 from schemas.siblings import record_from_json
 from transforms.conflicts.join import join_records
-from transforms.deliver.carry_records import Carrier
-from transforms.deliver.fold_plain import fold_plain
-from transforms.deliver.hold_records import SESSION, Key, Records
+from transforms.deliver.edits.carry_records import Carrier
+from transforms.deliver.edits.fold_plain import fold_plain
+from transforms.deliver.edits.hold_records import SESSION, Key, Records
 
 PULL_ROWS = 2_000
 FOLD_ROWS = 2_000

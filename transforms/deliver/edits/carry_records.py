@@ -14,8 +14,8 @@ import psycopg
 from schemas.batches import Lane
 from schemas.conflict_policy import ConflictRules
 from schemas.versions import COVERS_SQL, SOURCE_MARK
-from transforms.deliver.edit_schema import EDITED_TABLES
-from transforms.deliver.hold_records import (
+from transforms.deliver.edits.edit_schema import EDITED_TABLES
+from transforms.deliver.edits.hold_records import (
     Key,
     counted,
     names_of,

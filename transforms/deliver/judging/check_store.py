@@ -20,7 +20,7 @@ from schemas.positions import Position
 from schemas.tables import Table
 from transforms.check_quality import QualityChecker
 from transforms.deliver.changed import WHERE, Changed, changed
-from transforms.deliver.quality_sql import STORE_KINDS, due_later, statements
+from transforms.deliver.judging.quality_sql import STORE_KINDS, due_later, statements
 from transforms.read_rows import ColumnRead, Form, content_columns, read_rows
 
 _ADVISORY_LOCK = 0x7175616C  # "qual": one session at a time judges a store.

@@ -1,0 +1,1 @@
+"""Edits that clients make at stores: stamped, carried, joined (ADRs 0017, 0019)."""

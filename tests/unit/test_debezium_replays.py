@@ -127,6 +127,7 @@ def test_what_can_be_told_apart_comes_once_and_in_order(connector, seed, boundar
 
 @hypothesis.settings(max_examples=60)
 @hypothesis.given(st.integers(0, 2**32), st.integers(1, 9))
+@hypothesis.example(1887, 1)  # Killed twice in one transaction, gone back before it each time.
 @pytest.mark.parametrize("connector", IN_ORDER)
 def test_what_cannot_be_told_apart_ends_in_its_own_transaction(connector, seed, chunk):
     """A store that applies batch by batch never goes back, and ends as the source did."""

@@ -85,7 +85,7 @@ class DebeziumDecoder:
         self._rejects: list[Reject] = []
         self._truncates: list[tuple[str, Position]] = []
         self._sweeps: list[tuple[int, tuple[str, Position]]] = []
-        self._transaction = ""
+        self._transaction = self._passing = ""
         self._counts: dict[str, int] | None = None
         self._snapshot: dict[str, None] | None = None
         self._snapshot_lsn = 0  # 0: it began before all that was fed.
@@ -204,7 +204,7 @@ class DebeziumDecoder:
             raise NotAnEvent("unknown_event")
         table = source.name
         self._commit_us = max(self._commit_us, source.commit_us)
-        if self._counts is not None:
+        if self._counts is not None and not self._passing:
             self._counts[table] = self._counts.get(table, 0) + 1
         if self._is_replay(payload, record):
             self.duplicates += 1
@@ -234,6 +234,8 @@ class DebeziumDecoder:
 
     def _take_boundary(self, payload: Payload, record: Record) -> None:
         name = _transaction_name(payload.id)
+        if self._passes(payload, name):
+            return
         if payload.status == "BEGIN":
             if name != self._transaction:
                 # The end of the one before is lacking: after a schema change none comes.
@@ -245,10 +247,28 @@ class DebeziumDecoder:
         self.replays.close(payload.id)
         self._transaction, self._counts = "", None
 
+    def _passes(self, payload: Payload, name: str) -> bool:
+        """Whether a boundary is of a transaction that comes again while another is open.
+
+        Its connector has gone back before the open one, and will send that again from its first
+        change: what there is of it waits, or an older row of it would be shown for a newer one.
+        """
+        if payload.status == "BEGIN":
+            again = self.open and name != self._transaction and self.replays.knows(payload.id)
+            self._passing = name if again else ""
+            return again
+        ended, self._passing = self._passing, ""
+        return bool(ended) and ended == name
+
     def _remember_boundary(self, payload: Payload) -> None:
-        if payload.status == "BEGIN" and isinstance(payload.id, str):
-            self._transaction = _transaction_name(payload.id)
-        elif payload.status == "END" and isinstance(payload.id, str):
+        if not isinstance(payload.id, str):
+            return
+        name = _transaction_name(payload.id)
+        if self._passes(payload, name):
+            return
+        if payload.status == "BEGIN":
+            self._transaction = name
+        elif payload.status == "END":
             self.replays.close(payload.id)
             self._transaction = ""
 

@@ -149,6 +149,10 @@ class Replays:
         self._steps, self._older_steps = {(place.step, change)}, set()
         return False
 
+    def knows(self, name: str) -> bool:
+        """Whether a transaction of this name has been seen, where its events have it as GTID."""
+        return (name,) in self._transactions or (name,) in self._older
+
     def close(self, name: str) -> None:
         """Takes note that a transaction has come whole: all that comes of it now is a replay.
 

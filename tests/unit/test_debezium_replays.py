@@ -63,7 +63,7 @@ class Story:
         self._send(chance, boundaries)
 
     def _send(self, chance: random.Random, boundaries: bool) -> None:
-        at, furthest, kills = 0, 0, chance.randrange(0, 5)
+        at, kills = 0, chance.randrange(0, 5)
         counted, open_ = 0, None
         while at < len(self.log):
             number, step, identity, version, source = self.log[at]
@@ -78,10 +78,10 @@ class Story:
                 self.topic.boundary("END", name, {TABLE: counted})
                 open_ = None
             at += 1
-            furthest = max(furthest, at)
             if kills and chance.random() < 0.25:
                 kills -= 1
-                at, open_ = chance.randrange(0, furthest + 1), None
+                # From an offset that this incarnation has passed, or that somebody put back.
+                at, open_ = chance.randrange(0, at + 1), None
 
     @property
     def final(self) -> dict[str, str]:
@@ -127,7 +127,7 @@ def test_what_can_be_told_apart_comes_once_and_in_order(connector, seed, boundar
 
 @hypothesis.settings(max_examples=60)
 @hypothesis.given(st.integers(0, 2**32), st.integers(1, 9))
-@hypothesis.example(1887, 1)  # Killed twice in one transaction, gone back before it each time.
+@hypothesis.example(344, 1)  # Gone back before a transaction of which a part had come.
 @pytest.mark.parametrize("connector", IN_ORDER)
 def test_what_cannot_be_told_apart_ends_in_its_own_transaction(connector, seed, chunk):
     """A store that applies batch by batch never goes back, and ends as the source did."""

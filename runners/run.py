@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
         print(f"{when} {event.kind} (start {event.attempt}) {event.detail}".rstrip(), flush=True)
 
     upkeep = Upkeep(config, rules, options.config)
-    with Recorder(config) as recorder, upkeep, Exchange(config) as exchange:
+    with Recorder(config) as recorder, upkeep, Exchange(config, rules.conflicts) as exchange:
         recorder.registry.register(exchange.collector)
         outcome = run_on_flink(build, flags, work_dir, report=report)
     print(f"ended: {outcome}")

@@ -33,16 +33,13 @@ _Positive = typing.Annotated[float, pydantic.Field(gt=0)]
 _MariaDbUrl = typing.Annotated[
     str, pydantic.AfterValidator(lambda text: _checked_url(text, "mariadb"))
 ]
-# `default`, `off` (which YAML reads as false) or a file.
-_Rules = typing.Annotated[
-    str, pydantic.BeforeValidator(lambda value: OFF if value is False else value)
-]
+# YAML reads `off` as false.
+_OrOff = pydantic.BeforeValidator(lambda value: OFF if value is False else value)
+# `default`, `off` or a file.
+_Rules = typing.Annotated[str, _OrOff]
 _TimeOfDay = typing.Annotated[str, pydantic.BeforeValidator(lambda value: _time_of_day(value))]
-# `all`, `off` (which YAML reads as false), or pairs: `a<>b`, or `a>b` for edits of a alone.
-_Exchange = typing.Annotated[
-    typing.Literal["all", "off"] | tuple[str, ...],
-    pydantic.BeforeValidator(lambda value: OFF if value is False else value),
-]
+# `all`, `off`, or pairs: `a<>b`, or `a>b` for edits of a alone.
+_Exchange = typing.Annotated[typing.Literal["all", "off"] | tuple[str, ...], _OrOff]
 _PAIR = re.compile(r"^\s*([^<>\s]+)\s*(<?>)\s*([^<>\s]+)\s*$")
 
 
@@ -130,10 +127,7 @@ class TwoPhase(_Model):
     canonical tables, `mariadb://`; their names are none of the stores'.
     """
 
-    mode: typing.Annotated[
-        typing.Literal["refuse", "degrade", "off"],
-        pydantic.BeforeValidator(lambda value: OFF if value is False else value),
-    ] = OFF
+    mode: typing.Annotated[typing.Literal["refuse", "degrade", "off"], _OrOff] = OFF
     deadline_s: _Positive = 10
     branches: dict[Name, _MariaDbUrl] = {}
 
@@ -511,9 +505,9 @@ def _resolve(config: Config, folder: pathlib.Path, note) -> Config:
             note(place, f"`{value}` is neither packaged nor a file", suggest(value, known))
         return str(path)
 
-    def rules(name: str) -> str:
+    def rules(name: str, *words: str) -> str:
         value = getattr(config, name)
-        return value if value in ("default", OFF) else packaged((name,), value, "rules")
+        return value if value in ("default", *words) else packaged((name,), value, "rules")
 
     def url(text: str) -> str:
         parts = urllib.parse.urlsplit(text)
@@ -562,11 +556,9 @@ def _resolve(config: Config, folder: pathlib.Path, note) -> Config:
             "dead_letter_key": key(config.dead_letter_key),
             "report_key": key(config.report_key),
             "emergency_rules": packaged(("emergency_rules",), config.emergency_rules, "rules"),
-            "quality_rules": rules("quality_rules"),
-            "patient_matching": rules("patient_matching"),
-            "conflict_rules": config.conflict_rules
-            if config.conflict_rules == "default"
-            else packaged(("conflict_rules",), config.conflict_rules, "rules"),
+            "quality_rules": rules("quality_rules", OFF),
+            "patient_matching": rules("patient_matching", OFF),
+            "conflict_rules": rules("conflict_rules"),
         }
     )
 

@@ -153,11 +153,8 @@ def standings(plan: Reconcile | None, runs: Sequence[Run], now_us: int) -> tuple
         newest = _newest(runs, job)
         ended = _newest([run for run in runs if run.ended_us is not None], job)
         running = newest is not None and newest.state is State.RUNNING
-        begun = newest is not None and newest.due_us >= moment
-        fine = running or (begun and newest.state in (State.SEEN, State.SOUND, State.UNSOUND))
-        waits_us = 0 if newest is None or (begun and fine) else now_us - moment
-        if waits_us <= OVERDUE_US or _covered(runs, job, moment):
-            waits_us = 0
+        settled = newest is None or (newest.due_us >= moment and newest.state is not State.FAILED)
+        waits_us = 0 if settled or _covered(runs, job, moment) else now_us - moment
         found.append(
             Standing(
                 job,
@@ -169,7 +166,7 @@ def standings(plan: Reconcile | None, runs: Sequence[Run], now_us: int) -> tuple
                 report=ended.report if ended else "",
                 detail=ended.detail if ended else "",
                 running_us=newest.started_us if running else None,
-                overdue_s=waits_us / 1e6,
+                overdue_s=waits_us / 1e6 if waits_us > OVERDUE_US else 0.0,
             )
         )
     return tuple(found)

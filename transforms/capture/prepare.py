@@ -28,36 +28,29 @@ class Preparer:
 
     def routine(self, stretch: Interpreted, read_us: int) -> ChangeBatch:
         """Returns everything in the stretch, its refused changes sealed; not yet finished."""
-        return ChangeBatch(
-            link=self._link,
+        return self._batch(
+            stretch,
+            read_us,
             lane=Lane.ROUTINE,
             begin=stretch.begin,
-            end=stretch.end,
             captured=stretch.captured,
-            commit_us_max=stretch.commit_us_max,
-            watermark_us=stretch.commit_us_max - WATERMARK_SLACK_US,
-            read_us=read_us,
             tables=stretch.tables,
             dead=tuple(self._sealer.seal(reject, self._link) for reject in stretch.rejects),
             holds=stretch.holds,
             sweeps=stretch.sweeps,
-            # Here too: the routine ledger may pass an opening whose copy was lost under way, and
-            # a reader that starts then would not know the patient.
-            escalations=stretch.escalations,
             codes=stretch.codes,
         )
 
     def emergency(
         self,
         stretch: Interpreted,
-        routine: ChangeBatch,
+        read_us: int,
         begin: Position,
         waiting: dict[str, list[pa.RecordBatch]],
     ) -> ChangeBatch | None:
         """Returns the emergency batch of the stretch, or None if nothing in it is urgent.
 
         Args:
-          routine: what `routine` made of the stretch.
           begin: where the lane's last batch ended.
           waiting: rows of newly urgent patients that the routine lane has not delivered.
         """
@@ -69,16 +62,26 @@ class Preparer:
                 tables[name] = concat_rows([rows, *own])
         if not tables and not stretch.escalations:
             return None
-        return dataclasses.replace(
-            routine,
+        return self._batch(
+            stretch,
+            read_us,
             lane=Lane.EMERGENCY,
             begin=begin,
             captured=sum(rows.num_rows for rows in tables.values()),
             tables=tables,
-            dead=(),
-            holds=(),
-            sweeps=(),
-            codes=(),
+        )
+
+    def _batch(self, stretch: Interpreted, read_us: int, **content) -> ChangeBatch:
+        return ChangeBatch(
+            link=self._link,
+            end=stretch.end,
+            commit_us_max=stretch.commit_us_max,
+            watermark_us=stretch.commit_us_max - WATERMARK_SLACK_US,
+            read_us=read_us,
+            # In the routine lane too: its ledger may pass an opening whose copy was lost under
+            # way, and a reader that starts then would not know the patient.
+            escalations=stretch.escalations,
+            **content,
         )
 
     def finish(self, batch: ChangeBatch) -> ChangeBatch:

@@ -104,7 +104,7 @@ class TwoLanes:
         routine = self._preparer.routine(stretch, read_us)
         waiting = self._waiting_of(stretch)
         with self._changed:
-            self._add_urgent(stretch, routine, waiting, beside)
+            self._add_urgent(stretch, read_us, waiting, beside)
             self._senders[Lane.ROUTINE].add(routine)
             self.read_to = stretch.end
             self._changed.notify_all()
@@ -113,17 +113,17 @@ class TwoLanes:
         """Queues what is urgent of a stretch that both lanes have still to come to."""
         waiting = self._waiting_of(stretch)
         with self._changed:
-            self._add_urgent(stretch, self._preparer.routine(stretch, read_us), waiting, False)
+            self._add_urgent(stretch, read_us, waiting, False)
             self._changed.notify_all()
 
     def _add_urgent(
         self,
         stretch: Interpreted,
-        routine: ChangeBatch,
+        read_us: int,
         waiting: dict[str, list[pa.RecordBatch]],
         beside: bool,
     ) -> None:
-        urgent = self._preparer.emergency(stretch, routine, self._urgent_to, waiting)
+        urgent = self._preparer.emergency(stretch, read_us, self._urgent_to, waiting)
         if urgent is None:
             return
         if beside and urgent.end <= self._urgent_to:

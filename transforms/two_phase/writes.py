@@ -8,14 +8,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from schemas.batches import Op
+from schemas.conflict_policy import EDITED_AT_STORES
 from schemas.entities import TABLES
 from schemas.hlc import stamp_of
 from schemas.tables import Kind, Table
-from transforms.deliver.edits.edit_schema import EDITED_TABLES
 from transforms.deliver.store_schema import DELIVERED_SYNC_COLUMNS
 
 _SYNC_NAMES = tuple(name for name, _, _ in DELIVERED_SYNC_COLUMNS)
-_EDITED = frozenset(table.name for table in EDITED_TABLES)
 _LANE = "E"  # An express copy, as the emergency lane's; the routine lane brings the rows, too.
 
 
@@ -53,7 +52,7 @@ def encode(sets: Iterable[RowSet]) -> list[TableWrite]:
     found: dict[tuple[str, bool], dict[tuple[str, str], dict]] = {}
     for rows_of in sets:
         for name, batch in rows_of.tables.items():
-            if name not in TABLES or name in _EDITED:
+            if name not in TABLES or name in EDITED_AT_STORES:
                 raise ValueError(f"{name} is not a table of sets that are written as one")
             for row, bare in _plain(TABLES[name], rows_of.campus, batch):
                 key = (row["record_id"], row["campus"])

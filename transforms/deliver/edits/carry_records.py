@@ -12,9 +12,8 @@ import typing
 import psycopg
 
 from schemas.batches import Lane
-from schemas.conflict_policy import ConflictRules
+from schemas.conflict_policy import EDITED_AT_STORES, ConflictRules
 from schemas.versions import COVERS_SQL, SOURCE_MARK
-from transforms.deliver.edits.edit_schema import EDITED_TABLES
 from transforms.deliver.edits.hold_records import (
     Key,
     counted,
@@ -259,7 +258,5 @@ class Carrier:
 
 @functools.cache
 def _offer() -> str:
-    shown = " UNION ALL ".join(
-        _SHOWN.format(name=name) for name in sorted(table.name for table in EDITED_TABLES)
-    )
+    shown = " UNION ALL ".join(_SHOWN.format(name=name) for name in sorted(EDITED_AT_STORES))
     return _OFFER.format(page="{page}", rows=shown, key=same_key("c", "p"))

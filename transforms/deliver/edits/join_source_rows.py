@@ -17,10 +17,8 @@ from schemas.tables import Table
 from schemas.versions import SOURCE_MARK
 from transforms.conflicts.join import join_records
 from transforms.conflicts.stored_rows import record_of_source, source_values
-from transforms.deliver.edits.edit_schema import EDITED_TABLES
 from transforms.deliver.edits.hold_records import Key, Records
 
-EDITED_NAMES = frozenset(table.name for table in EDITED_TABLES)
 _ANY = "SELECT FROM sync.record WHERE campus = %s AND table_name = %s LIMIT 1"
 _EDITED = """\
 SELECT record_id FROM sync.record WHERE table_name = %s AND campus = %s

@@ -9,8 +9,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from schemas.batches import Lane
+from schemas.conflict_policy import EDITED_AT_STORES
 from schemas.tables import Kind, Table
-from transforms.deliver.edits.join_source_rows import EDITED_NAMES, SourceRows
+from transforms.deliver.edits.join_source_rows import SourceRows
 from transforms.deliver.merging.base_rows import Ready, is_bare, made_whole
 from transforms.deliver.merging.compact import Compacted
 from transforms.deliver.merging.copy_binary import copy_rows
@@ -75,7 +76,7 @@ class TableMerger:
         self._sql = merge_sql(table)
         self._look_merges = 0
         self._staged = False
-        self._sources = SourceRows(conn, table, campus) if table.name in EDITED_NAMES else None
+        self._sources = SourceRows(conn, table, campus) if table.name in EDITED_AT_STORES else None
         conn.execute(self._sql.create_stage)
 
     def begin(self) -> None:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
+from schemas.conflict_policy import EDITED_AT_STORES
 from schemas.tables import ARROW_TYPES, POSTGRES_TYPES, Kind, Table
-from transforms.deliver.edits.join_source_rows import EDITED_NAMES
 from transforms.deliver.store_schema import DELIVERED_SYNC_COLUMNS, quoted
 
 # What a driver's value of `MergeSql.base` is, before it is cast to the column's type.
@@ -49,7 +49,7 @@ class MergeSql:
         target, stage = f"consult.{table.name}", f"stage_{table.name}"
         names = ", ".join(stored_names(table))
         # Should a client edit a row after it was looked for, the guess was wrong.
-        self._unedited = " AND t.version_vector IS NULL" if table.name in EDITED_NAMES else ""
+        self._unedited = " AND t.version_vector IS NULL" if table.name in EDITED_AT_STORES else ""
         # In a store COPY is the fastest insert by far: pages are filled and logged whole.
         self.copy_target = f"COPY {target} ({names}) FROM STDIN (FORMAT binary)".encode()
         self.copy_stage = f"COPY {stage} ({names}, unchanged) FROM STDIN (FORMAT binary)".encode()

@@ -11,7 +11,7 @@ from schemas.batches import Lane
 from schemas.config import Config
 from schemas.conflict_policy import ALL_TABLES, ConflictRules, Deletes, Policy, Union
 from schemas.errors import CampusSyncError, ConfigError
-from schemas.siblings import DELETED, ROW, Entry, Record, Stamp, Value, entry_from_plain
+from schemas.siblings import DELETED, ROW, Entry, Record, Stamp, Value, entries_of
 from schemas.versions import Dot
 from transforms.conflicts.edit import edit_record
 from transforms.conflicts.show import Conflict, show
@@ -23,8 +23,8 @@ SELECT id, table_name, campus, record_id, group_name, rule, alarm, assignee, ver
     opened_at FROM sync.conflict WHERE state = 'open' OR %s AND state = 'settled'
 ORDER BY state, array_position(ARRAY['emergency', 'alarm', 'notice', 'none'], alarm), opened_at"""
 _HISTORY = """\
-SELECT entry FROM sync.version WHERE (record_id, table_name, campus, group_name)
-    = (%s, %s, %s, %s) ORDER BY (entry ->> 'hlc')::bigint, actor, counter"""
+SELECT edit FROM sync.version WHERE (record_id, table_name, campus) = (%s, %s, %s)
+    AND edit -> 'wrote' ? %s ORDER BY (edit ->> 'hlc')::bigint, actor, counter"""
 _CANONICAL = "SELECT to_jsonb(t) FROM jsonb_populate_record(NULL::consult.{}, %s) AS t"
 _STAMP = "SELECT sync.tick(), name || '.' || sync.incarnation(), distrusted FROM sync.store"
 
@@ -123,7 +123,7 @@ def lay_out(conn: psycopg.Connection, one: Noted, rules: ConflictRules) -> LaidO
     view = show(record, rules.tables[one.key.table], rules).groups[one.group]
     entries = record.entries(one.group)
     place = (one.key.record_id, one.key.table, one.key.campus, one.group)
-    history = [entry_from_plain(row[0]) for row in conn.execute(_HISTORY, place)]
+    history = [entries_of(edit)[one.group] for (edit,) in conn.execute(_HISTORY, place)]
     return LaidOut(
         noted=one,
         versions=tuple(entries[dot] for dot in conflict.dots),

@@ -26,9 +26,10 @@ _STAMP = "SELECT sync.tick(), name || '.' || sync.incarnation(), distrusted FROM
 _CANDIDATES = f"""\
 SELECT r.table_name, r.campus, r.record_id FROM sync.record r
 WHERE (r.record_id, r.table_name, r.campus) > (%(id)s, %(table)s, %(campus)s)
-    AND r.record @> '{{"live": {{"{ROW}": [{{"values": {{"{DELETED}": true}}}}]}}}}'
-    AND (r.record -> 'live') - '{ROW}' <> '{{}}'
-    AND (r.record #>> '{{live,{ROW},0,hlc}}')::bigint < %(before)s
+    AND r.record @> '{{"edits": [{{"wrote": {{"{ROW}": {{"values": {{"{DELETED}": true}}}}}}}}]}}'
+    AND jsonb_path_exists(r.record, '$.edits.wrote.keyvalue() ? (@.key != "{ROW}")')
+    AND (jsonb_path_query_first(r.record, '$.edits ? (exists(@.wrote."{ROW}")).hlc'))::bigint
+        < %(before)s
     AND NOT EXISTS (SELECT FROM jsonb_object_keys(r.seen) AS k(actor)
         WHERE k.actor ^@ '{SOURCE_MARK}')
 ORDER BY r.record_id, r.table_name, r.campus LIMIT {_PAGE}"""

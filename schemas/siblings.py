@@ -87,13 +87,9 @@ UNSEEN = Record()
 
 
 def record_to_plain(record: Record) -> dict[str, object]:
-    """Returns a record as what JSON can hold."""
-    live = {
-        group: [entry_to_plain(entries[dot]) for dot in sorted(entries)]
-        for group, entries in record.live.items()
-        if entries
-    }
-    return {"seen": dict(record.seen), "live": live}
+    """Returns a record as what JSON can hold: what is seen, and its live entries by edit."""
+    wrote = [(group, entry) for group, some in record.live.items() for entry in some.values()]
+    return {"seen": dict(record.seen), "edits": edits_to_plain(wrote)}
 
 
 def record_to_json(record: Record) -> str:
@@ -109,30 +105,65 @@ def record_from_json(text: str) -> Record:
     """
     try:
         found = json.loads(text)
-        live = {
-            group: {entry.dot: entry for entry in map(entry_from_plain, entries)}
-            for group, entries in found["live"].items()
-        }
+        live: dict[str, dict[Dot, Entry]] = {}
+        for edit in found["edits"]:
+            for group, entry in entries_of(edit).items():
+                live.setdefault(group, {})[entry.dot] = entry
         return Record(checked_vector(found["seen"]), live)
     except (AttributeError, KeyError, TypeError, ValueError):
         raise WireFormatError from None
 
 
-def entry_to_plain(entry: Entry) -> dict[str, object]:
-    """Returns an entry as what JSON can hold."""
-    plain = {"dot": list(entry.dot), **entry.stamp._asdict(), "values": dict(entry.values)}
+def edits_to_plain(
+    wrote: collections.abc.Iterable[tuple[str, Entry]],
+) -> list[dict[str, typing.Any]]:
+    """Returns entries, given with their groups, as what JSON can hold: once for each edit, by dot.
+
+    What most edits have not (`decides`, `reason`, `distrusted`, `base`, `drops`) is left out.
+    """
+    edits: dict[tuple[Dot, Stamp], dict[str, dict]] = {}
+    for group, entry in wrote:
+        edits.setdefault((entry.dot, entry.stamp), {})[group] = _written(entry)
+    return [
+        {"dot": list(dot), **_said(stamp), "wrote": edits[dot, stamp]}
+        for dot, stamp in sorted(edits)
+    ]
+
+
+def entries_of(plain: collections.abc.Mapping[str, typing.Any]) -> dict[str, Entry]:
+    """Returns what one such edit wrote, by group; KeyError, TypeError or ValueError: it is none."""
+    dot = Dot(*plain["dot"])
+    stamp = Stamp(
+        plain["hlc"],
+        Lane(plain["lane"]),
+        plain["role"],
+        plain["editor"],
+        plain.get("decides", False),
+        plain.get("reason", ""),
+        tuple(plain.get("distrusted", ())),
+    )
+    return {
+        group: Entry(
+            dot,
+            stamp,
+            one["values"],
+            Base(one["base"][0], one["base"][1]) if "base" in one else None,
+            tuple(one.get("drops", ())),
+        )
+        for group, one in plain["wrote"].items()
+    }
+
+
+def _said(stamp: Stamp) -> dict[str, object]:
+    always = {name: getattr(stamp, name) for name in ("hlc", "lane", "role", "editor")}
+    rare = {name: getattr(stamp, name) for name in ("decides", "reason", "distrusted")}
+    return always | {name: value for name, value in rare.items() if value}
+
+
+def _written(entry: Entry) -> dict[str, object]:
+    plain: dict[str, object] = {"values": dict(entry.values)}
     if entry.base is not None:
         plain["base"] = [entry.base.counter, dict(entry.base.values)]
     if entry.drops:
         plain["drops"] = list(entry.drops)
     return plain
-
-
-def entry_from_plain(plain: dict) -> Entry:
-    """Returns the entry of it; raises KeyError, TypeError or ValueError where it is none."""
-    stamp = {name: plain[name] for name in Stamp._fields}
-    stamp |= {"lane": Lane(plain["lane"]), "distrusted": tuple(plain["distrusted"])}
-    base = Base(plain["base"][0], plain["base"][1]) if "base" in plain else None
-    return Entry(
-        Dot(*plain["dot"]), Stamp(**stamp), plain["values"], base, tuple(plain.get("drops", ()))
-    )

@@ -87,7 +87,7 @@ def test_list_show_and_resolve(world, caplog):
         assert store.open_conflicts() == 0
         states = store.own.execute("SELECT state FROM sync.incident WHERE kind = 'conflict'")
         assert {state for (state,) in states} == {"closed"}
-        met = "SELECT count(*) FROM sync.version WHERE entry->'values'->>'content' = %s"
+        met = "SELECT count(*) FROM sync.version WHERE edit #>> '{wrote,plan,values,content}' = %s"
         assert store.own.execute(met, (f"{SECRET} 1",)).fetchone() == (1,)  # Readable for ever.
     assert SECRET not in caplog.text and "R-77" not in caplog.text
 

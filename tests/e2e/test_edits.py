@@ -53,8 +53,8 @@ def test_an_edit_is_stamped_with_who_when_and_what_was_seen(store):
     ).fetchone()
     assert to_text(record_from_json(text).seen) == row
     met = store.own.execute(
-        "SELECT entry->'values'->>'content' FROM sync.version WHERE record_id = 'p1'"
-        " AND group_name = 'plan' ORDER BY counter"
+        "SELECT edit #>> '{wrote,plan,values,content}' FROM sync.version WHERE record_id = 'p1'"
+        " AND edit -> 'wrote' ? 'plan' ORDER BY counter"
     ).fetchall()
     assert met == [("one",), ("two",)]
 
@@ -133,7 +133,7 @@ def test_inserting_over_a_living_row_is_a_unique_violation_and_upsert_an_edit(st
     )
     assert store.fold() == 1
     assert store.row("one", "title") == ("c",)
-    edits = "SELECT count(*) FROM sync.version WHERE record_id = 'one' AND group_name = 'plan'"
+    edits = "SELECT count(*) FROM sync.version WHERE record_id = 'one' AND edit -> 'wrote' ? 'plan'"
     assert store.own.execute(edits).fetchone() == (2,)
 
 

@@ -130,7 +130,10 @@ def test_both_versions_stay_and_a_rule_or_a_person_decides(stores):
     assert rows == [("open", "person", "attending", 2)]
     incidents = "SELECT kind, state FROM sync.incident WHERE kind = 'conflict'"
     assert b.own.execute(incidents).fetchall() == [("conflict", "open")]
-    kept = "SELECT entry->'values'->>'content' FROM sync.version WHERE group_name = 'plan'"
+    kept = (
+        "SELECT edit #>> '{wrote,plan,values,content}' FROM sync.version"
+        " WHERE edit -> 'wrote' ? 'plan'"
+    )
     for store in stores:
         assert {"0", "from a", "from b"} >= {r[0] for r in store.own.execute(kept)} >= {"from b"}
 

@@ -63,7 +63,10 @@ def test_content_goes_when_all_know_and_the_outage_is_over(stores, config):
     assert agree(stores)
     assert all(groups(store) == {ROW} for store in stores)
     assert forget_deleted(config, RULES) == 0
-    kept = "SELECT entry->'values'->>'content' FROM sync.version WHERE group_name = 'plan'"
+    kept = (
+        "SELECT edit #>> '{wrote,plan,values,content}' FROM sync.version"
+        " WHERE edit -> 'wrote' ? 'plan'"
+    )
     for store in stores:
         assert ("text",) in store.own.execute(kept).fetchall()
         assert store.row("q", "title") == ("stays",)

@@ -19,7 +19,7 @@ _TEXTS = ("x", "诊 断\t\"'\\", "A,B", "B,A", "无", "none", " A ", "A；B", ""
 # All that a store holds of edits, but in which order and when it did what.
 _HELD = (
     "SELECT record_id, table_name, campus, src_table, seen, record, urgent FROM sync.record",
-    "SELECT record_id, table_name, campus, group_name, actor, counter, entry FROM sync.version",
+    "SELECT record_id, table_name, campus, actor, counter, edit FROM sync.version",
     "SELECT id, rule, alarm, assignee, versions, state FROM sync.conflict",
     "SELECT link, kind, detail, state FROM sync.incident",
     "SELECT id FROM sync.edit",

@@ -92,8 +92,8 @@ def _moved(store: EditedStore) -> bool:
 
 def _readable(store: EditedStore, record_id: str) -> set[str]:
     rows = store.own.execute(
-        "SELECT entry->'values'->>'content' FROM sync.version WHERE record_id = %s"
-        " AND group_name = 'plan'",
+        "SELECT edit #>> '{wrote,plan,values,content}' FROM sync.version WHERE record_id = %s"
+        " AND edit -> 'wrote' ? 'plan'",
         (record_id,),
     )
     return {text for (text,) in rows}

@@ -6,11 +6,14 @@ import threading
 
 import psycopg
 import pytest
+from psycopg.types.json import Jsonb
 
 from schemas.batches import Op
 from schemas.errors import ConfigError
 from schemas.positions import SEQ_END, START, Position
 from tests.deliveries import LINK, batch_of, lab_results, resealed
+from tests.edited_stores import HOUR_US, EditedStore, settle
+from tests.store_rows import StoreRows
 from transforms.deliver import ledger, store_schema
 from transforms.deliver.store import Store
 from transforms.seal_dead_letters import Sealer
@@ -108,6 +111,65 @@ def test_what_new_columns_lack_is_read_again(new_store):
     conn.execute("ALTER TABLE consult.lab_result DROP COLUMN comparator")
     store_schema.ensure(conn)
     assert ledger.published(conn, LINK) == {}
+
+
+HELD = (
+    "SELECT record_id, table_name, campus, src_table, seen, record, change FROM sync.record"
+    " ORDER BY 1, 2, 3",
+    "SELECT record_id, table_name, campus, actor, counter, edit, met_at FROM sync.version"
+    " ORDER BY 1, 2, 3, 4, 5",
+)
+
+
+def entries_of_4(edit: dict) -> dict[str, dict]:
+    """Returns an edit as version 4 kept it: by group, each with all that the edit says."""
+    said = {"decides": False, "reason": "", "distrusted": [], **edit}
+    wrote = said.pop("wrote")
+    return {group: said | written for group, written in wrote.items()}
+
+
+def test_what_clients_edited_is_by_edit_from_version_5_on(new_store, postgres_server):
+    dsn, conn = new_store
+    edited = EditedStore("main", postgres_server.create_database("edited_5"), HOUR_US)
+    other = EditedStore("east", postgres_server.create_database("edited_5b"))
+    rows = StoreRows(edited.own)
+    rows.put("patient", "main", "p1", phone="1", allergies="无")
+    edited.as_("D7", "attending", "emergency")
+    edited.client.execute("SET campus_sync.reason = 'why'")
+    edited.update("p1", "patient", phone="2")
+    edited.insert("r1", title="t", content="文", participants="A")
+    settle([edited, other])
+    for i, store in enumerate((edited, other)):
+        store.update("r1", content=f"x{i}")
+    settle([edited, other])
+    assert len(edited.record("r1").entries("plan")) == 2
+    records, versions = (edited.own.execute(query).fetchall() for query in HELD)
+    edited.close()
+    other.close()
+
+    as_of(dsn, next(path for path in VERSIONS if path.stem == "4_last"))
+    for *key, src_table, seen, record, change in records:
+        live: dict[str, list] = {}
+        for edit in record["edits"]:
+            for group, entry in entries_of_4(edit).items():
+                live.setdefault(group, []).append(entry)
+        row = (*key, src_table, Jsonb(seen), Jsonb({"seen": seen, "live": live}), change)
+        conn.execute(
+            "INSERT INTO sync.record (record_id, table_name, campus, src_table, seen, record,"
+            " change) VALUES (%s, %s, %s, %s, %s, %s, %s)",
+            row,
+        )
+    for *key, actor, counter, edit, met_at in versions:
+        for group, entry in entries_of_4(edit).items():
+            conn.execute(
+                "INSERT INTO sync.version VALUES (%s, %s, %s, %s, %s, %s, %s, %s)",
+                (*key, group, actor, counter, Jsonb(entry), met_at),
+            )
+    store_schema.ensure(conn)
+    assert conn.execute(HELD[0]).fetchall() == records
+    assert conn.execute(HELD[1]).fetchall() == versions
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        conn.execute("DELETE FROM sync.version")
 
 
 def test_many_workers_meet_an_old_store_at_once(new_store):

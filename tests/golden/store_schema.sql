@@ -760,9 +760,9 @@ CREATE INDEX IF NOT EXISTS record_urgent ON sync.record (change) WHERE urgent;
 CREATE INDEX IF NOT EXISTS record_campus ON sync.record (campus, table_name, src_table);
 CREATE TABLE IF NOT EXISTS sync.version (
     record_id text COLLATE "C", table_name text COLLATE "C", campus text COLLATE "C",
-    group_name text COLLATE "C", actor text COLLATE "C", counter numeric, entry jsonb NOT NULL,
+    actor text COLLATE "C", counter numeric, edit jsonb NOT NULL,
     met_at timestamptz NOT NULL DEFAULT now(),
-    PRIMARY KEY (record_id, table_name, campus, group_name, actor, counter));
+    PRIMARY KEY (record_id, table_name, campus, actor, counter));
 CREATE TABLE IF NOT EXISTS sync.conflict (
     id text COLLATE "C" PRIMARY KEY, record_id text NOT NULL, table_name text NOT NULL,
     campus text NOT NULL, group_name text NOT NULL, rule text NOT NULL, alarm text NOT NULL,

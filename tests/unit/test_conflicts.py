@@ -150,9 +150,7 @@ def test_a_record_survives_its_text(steps):
         assert Clinic("patient").show(again) == Clinic("patient").show(record)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"seen": {}, "live": {"row": [{}]}}', '{"seen": 3}']
-)
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"seen": {}, "edits": [{}]}', '{"seen": 3}'])
 def test_what_is_no_record_is_refused(text):
     with pytest.raises(WireFormatError):
         record_from_json(text)

@@ -54,6 +54,46 @@ ALTER TABLE IF EXISTS sync.snapshot ADD COLUMN IF NOT EXISTS view_lsn bigint,
 # The policies that a store is open with. Without them its links join rows by the packaged ones.
 _POLICIES_OF_4 = "ALTER TABLE IF EXISTS sync.store ADD COLUMN IF NOT EXISTS policies text;\n"
 
+# Versions by edit: what an edit says of itself stood once in each group that it wrote.
+_SAID_AND_WROTE = """\
+CROSS JOIN LATERAL (SELECT
+        (x.entry - '{values,base,drops,decides,reason,distrusted}'::text[])
+        || CASE WHEN x.entry -> 'decides' = 'true' THEN '{"decides": true}' ELSE '{}' END::jsonb
+        || CASE WHEN x.entry ->> 'reason' = '' THEN '{}'
+            ELSE jsonb_build_object('reason', x.entry -> 'reason') END
+        || CASE WHEN x.entry -> 'distrusted' = '[]' THEN '{}'
+            ELSE jsonb_build_object('distrusted', x.entry -> 'distrusted') END AS said,
+        x.entry - '{dot,hlc,lane,role,editor,decides,reason,distrusted}'::text[] AS wrote) AS s"""
+_EDITS_OF_5 = f"""\
+DO $$ BEGIN
+    IF NOT EXISTS (SELECT FROM pg_attribute WHERE attname = 'entry'
+        AND attrelid = to_regclass('sync.version') AND NOT attisdropped)
+    THEN RETURN; END IF;
+    UPDATE sync.record AS r SET record = jsonb_build_object('seen', r.record -> 'seen', 'edits',
+        (SELECT coalesce(jsonb_agg(e.edit ORDER BY (e.edit -> 'dot' ->> 0) COLLATE "C",
+            (e.edit -> 'dot' ->> 1)::numeric), '[]')
+        FROM (SELECT s.said || jsonb_build_object('wrote',
+                jsonb_object_agg(g.key, s.wrote)) AS edit
+            FROM jsonb_each(r.record -> 'live') AS g
+            CROSS JOIN LATERAL jsonb_array_elements(g.value) AS x(entry)
+            {_SAID_AND_WROTE} GROUP BY s.said) AS e))
+    WHERE r.record ? 'live';
+    CREATE TEMP TABLE version_of_5 ON COMMIT DROP AS
+    SELECT x.record_id, x.table_name, x.campus, x.actor, x.counter,
+        (array_agg(s.said))[1] || jsonb_build_object('wrote',
+            jsonb_object_agg(x.group_name, s.wrote)) AS edit, min(x.met_at) AS met_at
+    FROM sync.version AS x {_SAID_AND_WROTE}
+    GROUP BY x.record_id, x.table_name, x.campus, x.actor, x.counter;
+    DROP TABLE sync.version;
+    CREATE TABLE sync.version (
+        record_id text COLLATE "C", table_name text COLLATE "C", campus text COLLATE "C",
+        actor text COLLATE "C", counter numeric, edit jsonb NOT NULL,
+        met_at timestamptz NOT NULL DEFAULT now(),
+        PRIMARY KEY (record_id, table_name, campus, actor, counter));
+    INSERT INTO sync.version TABLE version_of_5;
+END $$;
+"""
+
 
 def _add_columns() -> str:
     return "".join(
@@ -67,6 +107,7 @@ MIGRATIONS: tuple[Migration, ...] = (
     Migration(2, _READ_AGAIN + _add_columns()),
     Migration(3, _SNAPSHOTS_OF_3),
     Migration(4, _POLICIES_OF_4),
+    Migration(5, _EDITS_OF_5),
 )
 
 

@@ -98,21 +98,20 @@ _ROWS = """\
 WHERE p.change = ANY (%s))"""
 _GONE = """\
 (SELECT p.record_id, p.campus FROM pg_temp.campus_sync_pulled p WHERE p.change = ANY (%s))"""
-# What is news goes into the history; what it says of clocks and lanes comes back.
+# What has not been seen here goes into the history; what it says of clocks and lanes comes back.
 _MEET = f"""\
 WITH met AS MATERIALIZED (
-    SELECT p.change, p.record_id, p.table_name, p.campus, g.key AS group_name, e.entry,
-        e.entry -> 'dot' ->> 0 AS actor, (e.entry -> 'dot' ->> 1)::numeric AS counter,
-        (e.entry ->> 'hlc')::bigint AS hlc, e.entry ->> 'lane' AS lane
+    SELECT p.change, p.record_id, p.table_name, p.campus, e.edit, d.actor, d.counter,
+        (e.edit ->> 'hlc')::bigint AS hlc, e.edit ->> 'lane' AS lane
     FROM pg_temp.campus_sync_pulled p LEFT JOIN sync.record r ON {_KEY}
-    CROSS JOIN LATERAL (SELECT r.record -> 'live' AS live OFFSET 0) AS before
-    CROSS JOIN LATERAL jsonb_each(p.record -> 'live') AS g
-    CROSS JOIN LATERAL jsonb_array_elements(g.value) AS e(entry)
-    WHERE p.change = ANY (%(taken)s) AND before.live -> g.key IS DISTINCT FROM g.value
-        AND NOT coalesce(before.live -> g.key @> jsonb_build_array(e.entry), false)
+    CROSS JOIN LATERAL jsonb_array_elements(p.record -> 'edits') AS e(edit)
+    CROSS JOIN LATERAL (SELECT e.edit -> 'dot' ->> 0 AS actor,
+        (e.edit -> 'dot' ->> 1)::numeric AS counter) AS d
+    WHERE p.change = ANY (%(taken)s) AND (r.record IS NULL
+        OR d.counter > coalesce((r.seen ->> d.actor)::numeric, 0))
 ), kept AS (
-    INSERT INTO sync.version (record_id, table_name, campus, group_name, actor, counter, entry)
-    SELECT record_id, table_name, campus, group_name, actor, counter, entry FROM met
+    INSERT INTO sync.version (record_id, table_name, campus, actor, counter, edit)
+    SELECT record_id, table_name, campus, actor, counter, edit FROM met
     ON CONFLICT DO NOTHING
 ), wall AS (SELECT sync.wall_us() + %(bound)s AS us)
 SELECT actor, max(hlc), max(hlc) FILTER (WHERE hlc < us / 1000 << 16 | us %% 1000 << 6),

@@ -45,10 +45,10 @@ _SPACES = "".join(filter(str.isspace, map(chr, range(0x3001))))
 _STAGE = """\
 CREATE TEMP TABLE IF NOT EXISTS campus_sync_folded (edit_id bigint PRIMARY KEY,
     record_id text COLLATE "C", table_name text COLLATE "C", campus text COLLATE "C",
-    src_table text, seen jsonb, record jsonb, met jsonb, hlc bigint, urgent boolean,
+    src_table text, seen jsonb, edits jsonb, news jsonb, hlc bigint, urgent boolean,
     said_hlc bigint, said_by text) ON COMMIT DELETE ROWS"""
 _CLEAR = "DELETE FROM pg_temp.campus_sync_folded"
-# `met`: what is news; null for all of it.
+# `news`: what goes into the history; null for all of `edits`.
 _PLAIN = """\
 WITH alone AS MATERIALIZED (
     SELECT e.*, r.record AS stored, r.src_table AS held_table, CASE
@@ -65,13 +65,17 @@ WITH alone AS MATERIALIZED (
         AND (SELECT true FROM sync.conflict c
             WHERE {conflict} AND c.state || '' <> 'closed' LIMIT 1) IS NULL
 ), based AS MATERIALIZED (
-    SELECT a.*, b.seen, b.live, jsonb_build_object('hlc', a.hlc, 'lane', a.lane, 'role', a.role,
-        'editor', a.editor, 'decides', false, 'reason', a.reason, 'distrusted', coalesce(
-            (SELECT jsonb_agg(d ORDER BY d COLLATE "C") FROM unnest(a.distrusted) AS d), '[]'),
-        'dot', jsonb_build_array(a.actor, a.counter)) AS stamp
+    SELECT a.*, b.seen, b.edits,
+        jsonb_build_object('hlc', a.hlc, 'lane', a.lane, 'role', a.role, 'editor', a.editor,
+            'dot', jsonb_build_array(a.actor, a.counter))
+        || CASE WHEN a.reason <> '' THEN jsonb_build_object('reason', a.reason)
+            ELSE '{{}}' END
+        || CASE WHEN a.distrusted <> '{{}}' THEN jsonb_build_object('distrusted',
+            (SELECT jsonb_agg(d ORDER BY d COLLATE "C") FROM unnest(a.distrusted) AS d))
+            ELSE '{{}}' END AS stamp
     FROM alone a CROSS JOIN LATERAL (
-        SELECT a.stored -> 'seen' AS seen, a.stored -> 'live' AS live WHERE a.kind = 'known'
-        UNION ALL SELECT '{{}}', '{{}}' WHERE a.kind = 'new' AND {new}
+        SELECT a.stored -> 'seen' AS seen, a.stored -> 'edits' AS edits WHERE a.kind = 'known'
+        UNION ALL SELECT '{{}}', '[]' WHERE a.kind = 'new' AND {new}
         UNION ALL {said}) AS b
     -- The newest stamp of the record, or a clock is wrong and the row shows another's.
     WHERE a.counter = coalesce((b.seen ->> a.actor)::bigint, 0) + 1
@@ -80,46 +84,55 @@ WITH alone AS MATERIALIZED (
 INSERT INTO pg_temp.campus_sync_folded
 SELECT b.id, b.record_id, b.table_name, b.campus,
     CASE WHEN b.kind = 'source' THEN b.before ->> 'src_table' ELSE b.held_table END,
-    n.seen, jsonb_build_object('seen', n.seen, 'live', b.live || w.live),
-    CASE WHEN b.kind = 'known' THEN w.live END, b.hlc,
+    b.seen || jsonb_build_object(b.actor, b.counter),
+    CASE WHEN b.kind = 'new' THEN jsonb_build_array(n.edit) ELSE (
+        SELECT jsonb_agg(k.edit ORDER BY (k.edit -> 'dot' ->> 0) COLLATE "C",
+            (k.edit -> 'dot' ->> 1)::numeric)
+        FROM (SELECT jsonb_set(o.edit, '{{wrote}}', (o.edit -> 'wrote') - w.touched) AS edit
+            FROM jsonb_array_elements(b.edits) AS o(edit)
+            WHERE (o.edit -> 'wrote') - w.touched <> '{{}}'
+            UNION ALL SELECT n.edit) AS k) END,
+    CASE WHEN b.kind <> 'source' THEN jsonb_build_array(n.edit) END, b.hlc,
     b.lane = '{emergency}', CASE WHEN b.kind = 'source' THEN (b.before ->> 'hlc')::bigint END,
     '{mark}' || b.campus
 FROM based b
-CROSS JOIN LATERAL (SELECT b.seen || jsonb_build_object(b.actor, b.counter) AS seen) AS n
 CROSS JOIN LATERAL (
-    SELECT jsonb_object_agg(g.name, jsonb_build_array(b.stamp || jsonb_build_object('values',
-            g.given) || CASE
-            WHEN o.was -> 'dot' ->> 0 ^@ '{mark}' THEN jsonb_build_object('base',
-                jsonb_build_array(o.was -> 'dot' -> 1, o.was -> 'values'))
+    SELECT array_agg(g.name) AS touched,
+        jsonb_object_agg(g.name, jsonb_build_object('values', g.given) || CASE
+            WHEN o.was IS NULL THEN '{{}}'
+            WHEN o.of_source THEN jsonb_build_object('base',
+                jsonb_build_array(o.dot -> 1, o.was -> 'values'))
             WHEN o.was ? 'base' THEN jsonb_build_object('base', o.was -> 'base')
-            ELSE '{{}}' END)) AS live,
-        bool_and(b.kind = 'new' OR g.replaced AND coalesce(jsonb_array_length(o.all), 0) <= 1
+            ELSE '{{}}' END) AS wrote,
+        bool_and(b.kind = 'new' OR g.replaced AND o.versions <= 1
             AND (g.name <> '{row}' OR coalesce(o.was -> 'values' -> '{deleted}' = 'false', false))
-            AND NOT coalesce(o.was -> 'dot' ->> 0 ^@ '{mark}' AND o.was ? 'base', false)) AS plain
+            AND NOT coalesce(o.of_source AND o.was ? 'base', false)) AS plain
     FROM (VALUES ('{row}', true, NULL::jsonb, '{{"{deleted}": false}}'::jsonb), {groups})
         AS g(name, replaced, before, given)
-    CROSS JOIN LATERAL (SELECT b.live -> g.name AS all, b.live -> g.name -> 0 AS was) AS o
+    CROSS JOIN LATERAL (
+        SELECT count(*) AS versions, (array_agg(e.edit -> 'wrote' -> g.name))[1] AS was,
+            (array_agg(e.edit -> 'dot'))[1] AS dot,
+            bool_or(e.edit -> 'dot' ->> 0 ^@ '{mark}') AS of_source
+        FROM jsonb_array_elements(b.edits) AS e(edit) WHERE e.edit -> 'wrote' ? g.name) AS o
     WHERE b.kind = 'new' OR g.before IS DISTINCT FROM g.given) AS w
+CROSS JOIN LATERAL (SELECT b.stamp || jsonb_build_object('wrote', w.wrote) AS edit) AS n
 WHERE w.plain"""
 # What the source had said, as `transforms.conflicts.stored_rows.record_of_row` has it.
 _SAID = """\
-SELECT jsonb_build_object('{mark}' || a.campus, s.place), jsonb_build_object('{row}',
-        jsonb_build_array(s.stamp || jsonb_build_object('values', jsonb_build_object(
-            '{deleted}', false, '{content}', substr(encode(sha256(convert_to(
-                ({values})::text, 'UTF8')), 'hex'), 1, 16))))) || {live}
-FROM (SELECT q.place, jsonb_build_object('hlc', (a.before ->> 'hlc')::bigint, 'lane', '{routine}',
-        'role', %(source_role)s::text, 'editor', '{mark}' || a.campus, 'decides', false,
-        'reason', '', 'distrusted', '[]'::jsonb,
-        'dot', jsonb_build_array('{mark}' || a.campus, q.place)) AS stamp
-    FROM (SELECT (a.before ->> 'src_lsn')::numeric * 2147483648
-        + (a.before ->> 'src_seq')::numeric AS place) AS q) AS s
+SELECT jsonb_build_object('{mark}' || a.campus, q.place), jsonb_build_array(jsonb_build_object(
+    'hlc', (a.before ->> 'hlc')::bigint, 'lane', '{routine}', 'role', %(source_role)s::text,
+    'editor', '{mark}' || a.campus, 'dot', jsonb_build_array('{mark}' || a.campus, q.place),
+    'wrote', jsonb_build_object('{row}', jsonb_build_object('values', jsonb_build_object(
+        '{deleted}', false, '{content}', substr(encode(sha256(convert_to(
+            ({values})::text, 'UTF8')), 'hex'), 1, 16))), {wrote})))
+FROM (SELECT (a.before ->> 'src_lsn')::numeric * 2147483648
+    + (a.before ->> 'src_seq')::numeric AS place) AS q
 WHERE a.kind = 'source'"""
 _HISTORY = """\
-INSERT INTO sync.version (record_id, table_name, campus, group_name, actor, counter, entry)
-SELECT f.record_id, f.table_name, f.campus, g.key, e.entry -> 'dot' ->> 0,
-    (e.entry -> 'dot' ->> 1)::numeric, e.entry
-FROM pg_temp.campus_sync_folded f, jsonb_each(coalesce(f.met, f.record -> 'live')) AS g,
-    jsonb_array_elements(g.value) AS e(entry)
+INSERT INTO sync.version (record_id, table_name, campus, actor, counter, edit)
+SELECT f.record_id, f.table_name, f.campus, e.edit -> 'dot' ->> 0,
+    (e.edit -> 'dot' ->> 1)::numeric, e.edit
+FROM pg_temp.campus_sync_folded f, jsonb_array_elements(coalesce(f.news, f.edits)) AS e(edit)
 ON CONFLICT DO NOTHING"""
 _SAID_BY = """\
 SELECT DISTINCT said_hlc, said_by FROM pg_temp.campus_sync_folded WHERE said_hlc IS NOT NULL"""
@@ -136,8 +149,9 @@ UPDATE consult.{name} AS t SET digest = d.digest, security_level = {level}, hlc 
 FROM unnest(%s::text[], %s::text[], %s::bigint[], %s::bytea[]) AS d(campus, record_id, hlc, digest)
 WHERE t.record_id = d.record_id AND t.campus = d.campus"""
 _RECORD = f"""\
-UPDATE sync.record AS r SET src_table = f.src_table, seen = f.seen, record = f.record,
-    change = f.change, urgent = f.urgent
+UPDATE sync.record AS r SET src_table = f.src_table, seen = f.seen,
+    record = jsonb_build_object('seen', f.seen, 'edits', f.edits), change = f.change,
+    urgent = f.urgent
 FROM (SELECT *, %s + row_number() OVER (ORDER BY edit_id) AS change
     FROM pg_temp.campus_sync_folded) AS f WHERE {same_key("r", "f")}"""
 _DONE = "DELETE FROM sync.edit WHERE id = ANY (%s)"
@@ -237,9 +251,8 @@ def _statement(table: Table, policy: TablePolicy) -> str | None:
         content=CONTENT,
         routine=Lane.ROUTINE.value,
         values=values("a.before", table.by_name),
-        live=" || ".join(
-            f"jsonb_build_object('{group.group}', jsonb_build_array(s.stamp ||"
-            f" jsonb_build_object('values', {values('a.before', group.columns)})))"
+        wrote=", ".join(
+            f"'{group.group}', jsonb_build_object('values', {values('a.before', group.columns)})"
             for group in policy.groups
         ),
     )

@@ -16,7 +16,7 @@ from schemas.siblings import (
     UNSEEN,
     Record,
     Stamp,
-    entry_to_plain,
+    edits_to_plain,
     record_from_json,
     record_to_plain,
 )
@@ -81,9 +81,10 @@ _EDITS = (
     + " ORDER BY r.id"
 )
 _HISTORY = """\
-INSERT INTO sync.version (record_id, table_name, campus, group_name, actor, counter, entry)
-SELECT * FROM json_to_recordset(%s) AS v(record_id text, table_name text, campus text,
-    group_name text, actor text, counter numeric, entry jsonb) ON CONFLICT DO NOTHING"""
+INSERT INTO sync.version (record_id, table_name, campus, actor, counter, edit)
+SELECT record_id, table_name, campus, edit -> 'dot' ->> 0, (edit -> 'dot' ->> 1)::numeric, edit
+FROM json_to_recordset(%s) AS v(record_id text, table_name text, campus text, edit jsonb)
+ON CONFLICT DO NOTHING"""
 _PUT_RECORDS = """\
 INSERT INTO sync.record AS r (record_id, table_name, campus, src_table, seen, record, change,
     urgent)
@@ -335,15 +336,7 @@ class Records:
         met = (entry for one in changed for _, entry in one.met)
         take_stamps(conn, self._rules, {(entry.stamp.hlc, entry.dot.actor) for entry in met})
         versions = [
-            {
-                **_plain(one.key),
-                "group_name": group,
-                "actor": entry.dot.actor,
-                "counter": entry.dot.counter,
-                "entry": entry_to_plain(entry),
-            }
-            for one in changed
-            for group, entry in one.met
+            {**_plain(one.key), "edit": edit} for one in changed for edit in edits_to_plain(one.met)
         ]
         conn.execute(_HISTORY, (_json(versions),))
         shown = self._write_rows(changed)

@@ -34,10 +34,14 @@ def record_of_source(
     Args:
       values: every column, as the store prints it; None for a tombstone.
     """
-    dot = source_dot(campus, position)
-    dot = Dot(dot.actor, max(1, dot.counter))  # A reseeded link's rows stand at 0.
+    dot = Dot(SOURCE_MARK + campus, source_count(campus, position))
     stamp = Stamp(hlc, Lane.ROUTINE, rules.source_role, dot.actor)
     return source_record(dot, stamp, values or {}, table, deleted=values is None)
+
+
+def source_count(campus: str, position: Position) -> int:
+    """Returns the count of a source's row version."""
+    return max(1, source_dot(campus, position).counter)  # A reseeded link's rows stand at 0.
 
 
 def record_of_row(

@@ -10,7 +10,6 @@ against each other.
 import collections.abc
 
 import psycopg
-import pyarrow as pa
 
 from schemas.batches import Lane
 from schemas.conflict_policy import (
@@ -25,9 +24,8 @@ from schemas.conflict_policy import (
     Union,
 )
 from schemas.siblings import CONTENT, DELETED, ROW
-from schemas.tables import ARROW_TYPES, Kind, Table
+from schemas.tables import Table
 from schemas.versions import SOURCE_MARK
-from transforms.checksum import digest_rows
 from transforms.deliver.edits.hold_records import (
     Key,
     counted,
@@ -36,10 +34,9 @@ from transforms.deliver.edits.hold_records import (
     same_key,
     take_stamps,
 )
-from transforms.deliver.store_schema import quoted
+from transforms.deliver.edits.row_digests import EXACT, digests_of, time_of
 
 _REPLACED = (Branches, HoldBoth, Newest, States)  # Whose version an edit of it replaces.
-_EXACT = (Kind.TEXT, Kind.DATE, Kind.TIME)  # JSON prints them as their text.
 _SPACES = "".join(filter(str.isspace, map(chr, range(0x3001))))
 
 _STAGE = """\
@@ -115,7 +112,7 @@ CROSS JOIN LATERAL (
             bool_or(e.edit -> 'dot' ->> 0 ^@ '{mark}') AS of_source
         FROM jsonb_array_elements(b.edits) AS e(edit) WHERE e.edit -> 'wrote' ? g.name) AS o
     WHERE b.kind = 'new' OR g.before IS DISTINCT FROM g.given) AS w
-CROSS JOIN LATERAL (SELECT b.stamp || jsonb_build_object('wrote', w.wrote) AS edit) AS n
+CROSS JOIN LATERAL (SELECT b.stamp || jsonb_build_object('wrote', w.wrote) AS edit OFFSET 0) AS n
 WHERE w.plain"""
 # What the source had said, as `transforms.conflicts.stored_rows.record_of_row` has it.
 _SAID = """\
@@ -138,14 +135,12 @@ _SAID_BY = """\
 SELECT DISTINCT said_hlc, said_by FROM pg_temp.campus_sync_folded WHERE said_hlc IS NOT NULL"""
 _FOLDED = "SELECT table_name, campus, record_id, edit_id FROM pg_temp.campus_sync_folded"
 _CONTENT = """\
-SELECT array_agg(f.campus), array_agg(f.record_id), array_agg(f.hlc), array_agg(w.whole), {columns}
-FROM pg_temp.campus_sync_folded f
+pg_temp.campus_sync_folded AS f
 JOIN consult.{name} t ON t.record_id = f.record_id AND t.campus = f.campus
-CROSS JOIN LATERAL (SELECT {whole} AS whole) AS w WHERE f.table_name = '{name}'"""
+    AND f.table_name = '{name}'"""
 _SHOW = """\
 UPDATE consult.{name} AS t SET digest = d.digest, security_level = {level}, hlc = d.hlc,
-    committed_at = timestamptz 'epoch' + interval '1 microsecond'
-        * ((d.hlc >> 16) * 1000 + least(d.hlc >> 6 & 1023, 999))
+    committed_at = {time}
 FROM unnest(%s::text[], %s::text[], %s::bigint[], %s::bytea[]) AS d(campus, record_id, hlc, digest)
 WHERE t.record_id = d.record_id AND t.campus = d.campus"""
 _RECORD = f"""\
@@ -156,13 +151,6 @@ FROM (SELECT *, %s + row_number() OVER (ORDER BY edit_id) AS change
     FROM pg_temp.campus_sync_folded) AS f WHERE {same_key("r", "f")}"""
 _DONE = "DELETE FROM sync.edit WHERE id = ANY (%s)"
 _ACTOR = "SELECT name || '.' || sync.incarnation() FROM sync.store"
-# As `digest_rows` takes them, of the years that Python's calendar has.
-_READ = {
-    Kind.TEXT: "{0}",
-    Kind.DATE: "CASE WHEN w.whole THEN {0} - date '1970-01-01' END",
-    Kind.TIME: "CASE WHEN w.whole THEN (extract(epoch FROM {0}) * 1000000)::bigint END",
-}
-_WHOLE = "({0} IS NULL OR {0} >= '0001-01-01' AND {0} < '10000-01-01')"
 
 
 def fold_plain(
@@ -206,33 +194,14 @@ def _write(
 
 def _show(conn: psycopg.Connection, table: Table) -> None:
     """Gives rows, which show already what their editors wrote, the rest of what a row has."""
-    names = {column.name: f"t.{quoted(column.name)}" for column in table.columns}
-    dated = [names[c.name] for c in table.columns if c.kind in (Kind.DATE, Kind.TIME)]
-    columns = [f"array_agg({_READ[c.kind].format(names[c.name])})" for c in table.columns]
-    whole = " AND ".join(map(_WHOLE.format, dated)) or "true"
-    query = _CONTENT.format(name=table.name, columns=", ".join(columns), whole=whole)
-    campuses, ids, hlcs, wholes, *values = conn.execute(query.encode()).fetchone()
-    arrays = [
-        pa.array(column, pa.int64() if c.kind is Kind.TIME else ARROW_TYPES[c.kind])
-        for c, column in zip(table.columns, values, strict=True)
-    ]
-    arrays = [
-        array.cast(ARROW_TYPES[c.kind]) for c, array in zip(table.columns, arrays, strict=True)
-    ]
-    rows = pa.RecordBatch.from_arrays(
-        [pa.array(ids, pa.utf8()), *arrays], ["record_id", *table.by_name]
-    )
-    digests = [
-        digest if whole else None
-        for digest, whole in zip(digest_rows(table, rows).to_pylist(), wholes, strict=True)
-    ]
-    statement = _SHOW.format(name=table.name, level=table.level)
-    conn.execute(statement.encode(), (campuses, ids, hlcs, digests))
+    found = digests_of(conn, table, _CONTENT.format(name=table.name), "t")
+    statement = _SHOW.format(name=table.name, level=table.level, time=time_of("d.hlc"))
+    conn.execute(statement.encode(), found)
 
 
 def _statement(table: Table, policy: TablePolicy) -> str | None:
     """Returns what stages the plain edits of a table; None if a column's JSON is not exact."""
-    if any(column.kind not in _EXACT for column in table.columns):
+    if any(column.kind not in EXACT for column in table.columns):
         return None
 
     def values(row: str, columns: collections.abc.Iterable[str]) -> str:

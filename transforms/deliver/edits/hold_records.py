@@ -411,12 +411,14 @@ def conflict_id(key: Key, group: str) -> str:
     return hashlib.sha256(canonical_json([*key, group]).encode()).hexdigest()[:16]
 
 
-def lock_keys(conn: psycopg.Connection, keys: collections.abc.Iterable[Key]) -> list[Key]:
+def lock_keys(
+    conn: psycopg.Connection, keys: collections.abc.Iterable[Key], wait: bool = False
+) -> list[Key]:
     """Locks rows and records, in the caller's transaction; returns those that have both and that
-    nobody else holds."""
+    nobody else holds, or, with `wait`, holds any more."""
     found: set[Key] = set()
     keys = sorted(set(keys))
-    lock = "FOR UPDATE OF {} SKIP LOCKED"
+    lock = "FOR UPDATE OF {}" + ("" if wait else " SKIP LOCKED")
     for table, some in itertools.groupby(keys, key=lambda key: key.table):
         names = names_of(list(some))
         query = _ROWS.format(what="1", table=table, lock=lock.format("t"))

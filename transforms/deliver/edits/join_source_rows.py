@@ -16,8 +16,9 @@ from schemas.siblings import Record, Value
 from schemas.tables import Table
 from schemas.versions import SOURCE_MARK
 from transforms.conflicts.join import join_records
-from transforms.conflicts.stored_rows import record_of_source, source_values
+from transforms.conflicts.stored_rows import record_of_source, source_count, source_values
 from transforms.deliver.edits.hold_records import Key, Records
+from transforms.deliver.edits.join_plain import NOT_PLAIN, PlainRows, Said
 
 _ANY = "SELECT FROM sync.record WHERE campus = %s AND table_name = %s LIMIT 1"
 _EDITED = """\
@@ -62,39 +63,41 @@ class SourceRows:
           rows: compacted changes. hlcs: their stamps. values: by column, as text for PostgreSQL.
         """
         rules = self._rules()
-        policy = rules.tables[self._table.name]
-        given = self._canonical(values)
-        facts = {}
+        said = self.said(rows, hlcs, values)
+        plain = PlainRows(self._conn, rules, self._table, self._campus)
+        verdicts = plain.look(said)
+        found: list[int | None] = verdicts.tolist()
+        others = np.flatnonzero(verdicts == NOT_PLAIN)
+        if len(others):
+            some = rows.take(pa.array(others))
+            joined = join_each(
+                self._conn, rules, self._table, self._campus, some, [said[i] for i in others]
+            )
+            for place, verdict in zip(others.tolist(), joined, strict=True):
+                found[place] = verdict
+        plain.write()
+        return found
+
+    def said(self, rows: pa.RecordBatch, hlcs: list[int], values: list[list[Value]]) -> list[Said]:
         names = ("record_id", "_lsn", "_seq", "_op", "_unchanged", "_src_table")
-        for place, (record_id, lsn, seq, op, mask, src_table) in enumerate(
-            zip(*(rows[name].to_pylist() for name in names), strict=True)
-        ):
-            said = None if op == Op.DELETE else given[place]
-            key = Key(self._table.name, self._campus, record_id)
-            facts[key] = (Position(lsn, seq), hlcs[place], said, mask, src_table)
-        found: dict[Key, int | None] = {}
-
-        def step(key: Key, record: Record) -> Record:
-            position, hlc, said, mask, _ = facts[key]
-            seen = record.seen.get(SOURCE_MARK + self._campus, 0)
-            if said is not None and mask:
-                before = source_values(record, self._campus, policy)
-                said = before and said | {
-                    name: before[name]
-                    for bit, name in enumerate(self._table.by_name)
-                    if mask >> bit & 1
-                }
-            lost = said is None and facts[key][2] is not None
-            arriving = record_of_source(self._campus, position, hlc, said, policy, rules)
-            (count,) = arriving.seen.values()
-            found[key] = (count > seen) - (count < seen)
-            if count > seen and lost:
-                found[key] = None
-            return record if count <= seen or lost else join_records(record, arriving)
-
-        sources = {key: fact[-1] for key, fact in facts.items()}
-        Records(self._conn, rules).update(facts, step, sources)
-        return [found.get(key) for key in facts]
+        return [
+            Said(
+                record_id,
+                src_table,
+                lsn,
+                seq,
+                source_count(self._campus, Position(lsn, seq)),
+                hlc,
+                op != Op.DELETE and not mask,
+                dict(zip(self._table.by_name, row, strict=True)),
+            )
+            for record_id, lsn, seq, op, mask, src_table, hlc, row in zip(
+                *(rows[name].to_pylist() for name in names),
+                hlcs,
+                zip(*values, strict=True),
+                strict=True,
+            )
+        ]
 
     def sweep(self, src_table: str, lsn: int, hlc: int) -> int:
         """Tells edited records that the source has them no more; returns how many learned it."""
@@ -108,17 +111,54 @@ class SourceRows:
         step = lambda _, record: join_records(record, gone)  # noqa: E731
         return len(Records(self._conn, rules).update(keys, step).learned)
 
-    def _canonical(self, values: list[list[Value]]) -> list[dict[str, Value]]:
-        given = [
-            dict(zip(self._table.by_name, row, strict=True)) for row in zip(*values, strict=True)
-        ]
-        query = _CANONICAL.format(self._table.name).encode()
-        rows = self._conn.execute(query, (json.dumps(given),)).fetchall()
-        return [{name: row[name] for name in self._table.by_name} for (row,) in rows]
-
     def _rules(self) -> ConflictRules:
         """Returns the policies that the store is open with: those of whoever carries its edits."""
         found = self._conn.execute(_POLICIES).fetchone()
         if found is None or found[0] is None:
             return load_conflict_rules()
         return conflict_rules_of(found[0])
+
+
+def join_each(
+    conn: psycopg.Connection,
+    rules: ConflictRules,
+    table: Table,
+    campus: str,
+    rows: pa.RecordBatch,
+    said: list[Said],
+) -> list[int | None]:
+    """Joins rows one by one; returns as `SourceRows.join`.
+
+    Args:
+      rows: as `said`, for what is not told there: operations and masks.
+    """
+    policy = rules.tables[table.name]
+    query = _CANONICAL.format(table.name).encode()
+    given = conn.execute(query, (json.dumps([one.row for one in said]),)).fetchall()
+    masks, ops = rows["_unchanged"].to_pylist(), rows["_op"].to_pylist()
+    facts = {}
+    for one, op, mask, (row,) in zip(said, ops, masks, given, strict=True):
+        content = None if op == Op.DELETE else {name: row[name] for name in table.by_name}
+        facts[Key(table.name, campus, one.record_id)] = (one, content, mask)
+    found: dict[Key, int | None] = {}
+
+    def step(key: Key, record: Record) -> Record:
+        one, content, mask = facts[key]
+        seen = record.seen.get(SOURCE_MARK + campus, 0)
+        whole = content
+        if content is not None and mask:
+            before = source_values(record, campus, policy)
+            whole = before and content | {
+                name: before[name] for bit, name in enumerate(table.by_name) if mask >> bit & 1
+            }
+        lost = whole is None and content is not None
+        found[key] = None if one.count > seen and lost else (one.count > seen) - (one.count < seen)
+        if one.count <= seen or lost:
+            return record
+        place = Position(one.lsn, one.seq)
+        arriving = record_of_source(campus, place, one.hlc, whole, policy, rules)
+        return join_records(record, arriving)
+
+    sources = {key: one.src_table for key, (one, _, _) in facts.items()}
+    Records(conn, rules).update(facts, step, sources)
+    return [found.get(key) for key in facts]

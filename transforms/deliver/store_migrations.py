@@ -55,6 +55,22 @@ ALTER TABLE IF EXISTS sync.snapshot ADD COLUMN IF NOT EXISTS view_lsn bigint,
 _POLICIES_OF_4 = "ALTER TABLE IF EXISTS sync.store ADD COLUMN IF NOT EXISTS policies text;\n"
 
 
+# How far edits by clients were judged and matched, and alarms of an edited row's version. Stores
+# of before begin at 0: all that was edited is looked at once.
+_EDITS_OF_5 = """\
+ALTER TABLE IF EXISTS sync.quality_progress
+    ADD COLUMN IF NOT EXISTS change bigint NOT NULL DEFAULT 0,
+    ADD COLUMN IF NOT EXISTS incarnation text NOT NULL DEFAULT '';
+ALTER TABLE IF EXISTS sync.person_progress
+    ADD COLUMN IF NOT EXISTS change bigint NOT NULL DEFAULT 0,
+    ADD COLUMN IF NOT EXISTS incarnation text NOT NULL DEFAULT '';
+ALTER TABLE IF EXISTS sync.quality_alarm
+    ADD COLUMN IF NOT EXISTS version text COLLATE "C" NOT NULL DEFAULT '',
+    DROP CONSTRAINT IF EXISTS quality_alarm_pkey,
+    ADD PRIMARY KEY (record_id, table_name, campus, rule, lsn, seq, version);
+"""
+
+
 def _add_columns() -> str:
     return "".join(
         f'ALTER TABLE IF EXISTS consult.{table} ADD COLUMN IF NOT EXISTS "{column}" text;\n'
@@ -67,6 +83,7 @@ MIGRATIONS: tuple[Migration, ...] = (
     Migration(2, _READ_AGAIN + _add_columns()),
     Migration(3, _SNAPSHOTS_OF_3),
     Migration(4, _POLICIES_OF_4),
+    Migration(5, _EDITS_OF_5),
 )
 
 

@@ -22,7 +22,8 @@ from transforms.deliver.edits.hold_records import Key, Records
 from transforms.deliver.store import Store
 
 IDS = ("1", "2", "3", "a'b", "编号\u3000x", '%s "q" \\ {0}')
-_SKEWS_US = (0, 0, 60_000_000, HOUR_US, -HOUR_US, 400_000_000)
+# None is near the bound of 300 s from another, or from a source's: both ways must judge alike.
+_SKEWS_US = (0, 60_000_000, 100_000_000, HOUR_US, -HOUR_US, 1_500_000_000)
 _TEXTS = (
     "x", "y", "诊 断\t\"'\\", " A ", "", "é", "e\u0301", "é\x7f\x01", "%{1}%s$1", "null", "0012",
     "1e5", "{\"a\": 1}", "\u2028\u0085\ufeff", "😀\U0002070e", "z" * 9_000, "\\u0041\\x41", None,
@@ -101,8 +102,8 @@ class OddEdits:
             "lane": self.rng.choice(["routine", "routine", "emergency", ""]),
             "reason": self.rng.choice(_TEXTS) or "",
         }
-        for name, value in settings.items():
-            conn.execute("SELECT set_config(%s, %s, false)", (f"campus_sync.{name}", value))
+        said = ", ".join(f"set_config('campus_sync.{name}', %s, false)" for name in settings)
+        conn.execute(f"SELECT {said}", list(settings.values()))
         with conn.transaction(force_rollback=self.rng.random() < 0.05):
             for _ in range(self.rng.choice([1, 1, 1, 2, 3])):
                 # A savepoint: what is refused leaves the others.
@@ -157,7 +158,7 @@ class OddEdits:
         row["_op"] = Op.DELETE if gone else Op.UPDATE if there else Op.INSERT
         row["_lsn"] = 10 * (len(self._log) + 1)
         now_us = int(datetime.datetime.now(datetime.UTC).timestamp() * 1e6)
-        row["_commit_us"] = now_us + self.rng.choice([0, -HOUR_US, 600_000_000, -1_000])
+        row["_commit_us"] = now_us + self.rng.choice([0, -HOUR_US, 800_000_000, -1_000])
         for column in () if gone else TABLES[table].columns:
             if column.kind is Kind.TEXT:
                 row[column.name] = self.rng.choice((*_TEXTS, *_LISTS, "arrived", "archived"))

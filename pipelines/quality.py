@@ -27,7 +27,10 @@ class StoreQuality:
 
 @dataclasses.dataclass(frozen=True)
 class Alarm:
-    """An open alarm; `record_id` is the row's key at its campus, no value of a column is kept."""
+    """An open alarm; `record_id` is the row's key at its campus, no value of a column is kept.
+
+    `version`: the version vector of a row that clients have edited, else empty.
+    """
 
     store: str
     campus: str
@@ -39,6 +42,7 @@ class Alarm:
     column: str
     reason: str
     noted_at: str
+    version: str = ""
 
 
 def check_stores(
@@ -101,10 +105,10 @@ def gather_alarms(
         try:
             with connect(config.stores[name].dsn) as conn:
                 store_schema.ensure(conn)
-                for *place, noted_at in check_store.open_alarms(conn, wanted, limit):
+                for *place, noted_at, version in check_store.open_alarms(conn, wanted, limit):
                     campus, table, record, lsn, seq, rule, column, why = place
                     row = (name, campus, table, record, lsn, seq, rule, column, why)
-                    alarms.append(Alarm(*row, noted_at.isoformat()))
+                    alarms.append(Alarm(*row, noted_at.isoformat(), version))
                 counts += [AlarmCount(name, *row) for row in check_store.counts(conn)]
         except psycopg.Error as error:
             unreachable.append(f"store {name}: {reason(error)}")

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pydantic
 
+from schemas.conflict_policy import ALL_TABLES
 from schemas.emergency_rules import UNITLESS, Limit, Number, Word, Words, spellings_of
-from schemas.entities import TABLES
 from schemas.tables import Kind
 from schemas.yaml_lines import LineOf, Problem, dotted, read_checked, suggest
 
@@ -411,7 +411,9 @@ def columns_of(check: Check) -> dict[str, tuple[str, ...]]:
     if isinstance(check, CitizenIdCheck):
         return {"patient": ("id_no", "birth_date", "sex")}
     if isinstance(check, RemarkCheck):
-        return {name: ("remarks",) for name, table in TABLES.items() if "remarks" in table.by_name}
+        return {
+            name: ("remarks",) for name, table in ALL_TABLES.items() if "remarks" in table.by_name
+        }
     if isinstance(check, AllergyCheck):
         return {place.table: (place.column, *place.unless) for place in check.recorded}
     if isinstance(check, NoticeCheck):
@@ -486,10 +488,10 @@ def _check_problems(
 ) -> collections.abc.Iterator[_Finding]:
     wanted = _kinds_wanted(check)
     for table, columns in columns_of(check).items():
-        if table not in TABLES:
-            yield place, f"no table `{table}`", suggest(table, TABLES)
+        if table not in ALL_TABLES:
+            yield place, f"no table `{table}`", suggest(table, ALL_TABLES)
             continue
-        known = TABLES[table].by_name
+        known = ALL_TABLES[table].by_name
         for column in columns:
             if column not in known:
                 yield place, f"{table} has no column `{column}`", suggest(column, known)

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from schemas import quality_rules as q
 from schemas.batches import Op
-from schemas.entities import TABLES
+from schemas.conflict_policy import ALL_TABLES
 from transforms.citizen_id import CitizenIds, read_citizen_ids
 from transforms.harmonise.damaged_text import Damage, damage_of, survey
 from transforms.harmonise.reissue import awaits
@@ -101,7 +101,7 @@ class _Rows:
     """One batch of one table while it is judged; what several checks ask for is made once."""
 
     def __init__(self, table: str, batch: pa.RecordBatch, items: "ItemTable"):
-        self.table, self.batch, self._items = TABLES[table], batch, items
+        self.table, self.batch, self._items = ALL_TABLES[table], batch, items
         self.size = batch.num_rows
         self.live = batch.column("_op").to_numpy() != Op.DELETE
         unchanged = batch.column("_unchanged").to_numpy()

@@ -1,13 +1,20 @@
 """What is folded and carried as sets is what would become of it record by record."""
 
+import collections
+import itertools
+import os
 import random
+from collections.abc import Callable
+from functools import partial
 
 import psycopg
 import pytest
 
 from schemas.batches import Lane
 from schemas.siblings import record_from_json
+from tests.both_ways import both_ways, same, state
 from tests.edited_stores import HOUR_US, PLAN, RULES, EditedStore, agree, settle
+from tests.odd_edits import EDITED, OddEdits
 from tests.store_rows import StoreRows
 from transforms.conflicts.join import join_records
 from transforms.deliver.edits.carry_records import Carrier
@@ -15,37 +22,43 @@ from transforms.deliver.edits.exchange_records import FOLD_ROWS, Puller
 from transforms.deliver.edits.fold_plain import fold_plain
 from transforms.deliver.edits.hold_records import Key, Records, pending_keys
 
-_TEXTS = ("x", "诊 断\t\"'\\", "A,B", "B,A", "无", "none", " A ", "A；B", "", "é\x7f", "%{1}", None)
-# All that a store holds of edits, but in which order and when it did what.
-_HELD = (
-    "SELECT record_id, table_name, campus, src_table, seen, record, urgent FROM sync.record",
-    "SELECT record_id, table_name, campus, actor, counter, edit FROM sync.version",
-    "SELECT id, rule, alarm, assignee, versions, state FROM sync.conflict",
-    "SELECT link, kind, detail, state FROM sync.incident",
-    "SELECT id FROM sync.edit",
-    "SELECT change, distrusted FROM sync.store",
-    "SELECT count(DISTINCT change), max(change) FROM sync.record",
+SEEDS = int(os.environ.get("CAMPUS_SYNC_SEEDS", "8"))
+FIRST = int(os.environ.get("CAMPUS_SYNC_FIRST_SEED", "0"))
+_PARTS = 4  # A failure stops its part only.
+# Histories that showed faults. 350, 352: a source's list that is not written as it is shown.
+# 479: stamps within the bound of a clock that ran ahead.
+_FOUND = (350, 352, 479)
+# What stores come to agree on: the content of a tombstone each keeps as it had it.
+_AGREED = (
+    "SELECT to_jsonb(r) - 'change' - 'urgent' FROM sync.record r",
+    "SELECT id, rule, versions, state FROM sync.conflict WHERE state <> 'closed'",
+    *(
+        "SELECT CASE WHEN deleted THEN jsonb_build_array(record_id, campus, src_table, src_lsn,"
+        " src_seq, hlc, lane, version_vector) ELSE to_jsonb(t) END"
+        f" FROM consult.{name} t WHERE version_vector IS NOT NULL"
+        for name in EDITED
+    ),
 )
-_COLUMNS = {
-    PLAN: ("title", "content", "status", "participants", "follow_up", "written_at"),
-    "patient": ("phone", "allergies"),
-    "emr_document": ("title", "content", "updated_at"),
-    "consultation": ("opinion", "purpose", "consultant", "requested_at"),
-}
-
-
-def state(store: EditedStore) -> dict[str, list]:
-    queries = [*_HELD, *(f"SELECT to_jsonb(t) FROM consult.{name} t" for name in _COLUMNS)]
-    return {query: sorted(store.own.execute(query).fetchall(), key=str) for query in queries}
-
-
-def same(one: dict[str, list], other: dict[str, list]) -> None:
-    for query, rows in one.items():
-        assert rows == other[query], query
+# What a history leaves behind, of which the next one is to know nothing.
+_EMPTY = f"""\
+TRUNCATE {", ".join(f"consult.{name}" for name in EDITED)}, sync.edit, sync.record, sync.version,
+    sync.conflict, sync.incident, sync.exchange, sync.progress, sync.island, sync.manifest,
+    sync.lag RESTART IDENTITY;
+UPDATE sync.store SET change = 0, clock_offset_us = 0, distrusted = '{{}}';
+ALTER SEQUENCE sync.hlc RESTART"""
 
 
 def one_by_one(store: EditedStore) -> None:
-    Records(store.own, RULES).update(pending_keys(store.own, FOLD_ROWS))
+    Records(store.own, RULES).update(pending_keys(store.own, FOLD_ROWS), wait=False)
+
+
+def as_sets(store: EditedStore) -> int:
+    """Returns how many were plain."""
+    keys = pending_keys(store.own, FOLD_ROWS)
+    with store.own.transaction():
+        plain = fold_plain(store.own, RULES, keys)
+    Records(store.own, RULES).update([key for key in keys if key not in plain], wait=False)
+    return len(plain)
 
 
 def pull_one_by_one(store: EditedStore, peer: EditedStore) -> None:
@@ -56,30 +69,13 @@ def pull_one_by_one(store: EditedStore, peer: EditedStore) -> None:
     records = {Key(*row[:3]): record_from_json(row[4]) for row in rows}
     sources = {Key(*row[:3]): row[3] for row in rows}
     Records(store.own, RULES).update(
-        records, lambda key, record: join_records(record, records[key]), sources
+        records, lambda key, record: join_records(record, records[key]), sources, wait=False
     )
 
 
-def edit(store: EditedStore, rng: random.Random, i: int) -> None:
-    """Anything a client may do to one of the records."""
-    table = rng.choice(list(_COLUMNS))
-    record_id, columns = f"{table[0]}{i}", _COLUMNS[table]
-    store.as_(f"D{i}", rng.choice(["attending", "consultant", ""]),
-              rng.choice(["routine", "routine", "emergency"]))  # fmt: skip
-    store.client.execute("SELECT set_config('campus_sync.reason', %s, false)", (f"why {i % 3}",))
-    values = {
-        c: rng.choice(["2026-11-23 08:00:00.123456+08", "0099-01-01", "infinity", None])
-        if c.endswith("_at") else rng.choice(_TEXTS)
-        for c in rng.sample(columns, rng.randint(1, min(2, len(columns))))
-    }  # fmt: skip
-    there = store.row(record_id, "deleted", table=table)
-    if there is None and table != "patient":
-        store.insert(record_id, table, **values, patient_id="P")
-    elif there == (False,) and values.get("status") is None:
-        if rng.random() < 0.1 and table != "patient":
-            store.delete(record_id, table)
-        else:
-            store.update(record_id, table, **values)
+def pull_as_sets(store: EditedStore, peer: EditedStore) -> int:
+    """Returns how many taught something."""
+    return Puller(store.own, peer.own, RULES).pull().learned
 
 
 @pytest.fixture
@@ -108,32 +104,82 @@ def pair(postgres_server, request):
 _numbers = iter(range(1_000))
 
 
-@pytest.mark.parametrize("skew_us", [0, HOUR_US], ids=["right clocks", "a clock ahead"])
-@pytest.mark.parametrize("seed", range(4))
-def test_as_sets_or_one_by_one(pair, seed, skew_us):
-    a, b = pair(skew_us)
-    rng = random.Random(seed)
-    plain = learned = 0
-    for _ in range(3):
-        for i in range(80):
-            edit(a if rng.random() < 0.8 else b, rng, i % 40)
-        for store in (a, b):
-            with store.own.transaction(force_rollback=True):
-                plain += len(fold_plain(store.own, RULES, pending_keys(store.own, FOLD_ROWS)))
-                one_by_one(store)
-                as_sets = state(store)
-            one_by_one(store)
-            same(as_sets, state(store))
-        for store, peer in ((a, b), (b, a)):
-            with store.own.transaction(force_rollback=True):
-                learned += Puller(store.own, peer.own, RULES).pull().learned
-                as_sets = state(store)
-            pull_one_by_one(store, peer)
-            same(as_sets, state(store))
-    assert plain > 60 and learned > 60
-    settle([a, b])
-    records = "SELECT record_id, table_name, campus, record FROM sync.record ORDER BY 1, 2, 3"
-    assert a.own.execute(records).fetchall() == b.own.execute(records).fetchall()
+@pytest.fixture(scope="module")
+def bare(postgres_server):
+    """Two stores that one history after another begins with empty."""
+    made = [
+        EditedStore(name, postgres_server.create_database(f"odd_{name}"))
+        for name in ("primary", "main")
+    ]
+    yield made
+    for store in made:
+        store.close()
+
+
+def live_through(seed: int, stores: list[EditedStore]) -> collections.Counter:
+    """Lives through a history, each fold and pull in both ways; returns what it met."""
+    for store in stores:
+        store.own.execute(_EMPTY)
+    happening = OddEdits(seed, stores)
+    rng, met = random.Random(~seed), happening.met
+
+    def in_turn(store: EditedStore, sets: Callable, single: Callable, what: str) -> None:
+        ways = [lambda: met.update({what: sets()}), single]
+        both_ways(store, *rng.sample(ways, 2))
+
+    try:
+        for _ in range(4):
+            for _ in range(rng.randint(5, 40)):
+                happening.step()
+            with happening.hold():
+                for a in stores:
+                    in_turn(a, partial(as_sets, a), partial(one_by_one, a), "plain")
+                for a, b in itertools.permutations(stores, 2):
+                    if rng.random() < 0.7:
+                        in_turn(
+                            a, partial(pull_as_sets, a, b), partial(pull_one_by_one, a, b), "pulled"
+                        )
+        for store in stores:
+            store.pullers.clear()
+        settle(stores)
+        same(*(state(store, _AGREED) for store in stores))
+    finally:
+        happening.close()
+    return met
+
+
+@pytest.mark.parametrize("part", range(_PARTS))
+def test_as_sets_or_one_by_one(bare, part):
+    """`CAMPUS_SYNC_SEEDS=500 python -m pytest tests/e2e/test_plain_edits.py` lives through more;
+    `CAMPUS_SYNC_FIRST_SEED` says where they begin."""
+    met = collections.Counter()
+    for seed in range(FIRST + part, FIRST + SEEDS, _PARTS):
+        print(f"seed {seed}")  # Told if it fails.
+        met += live_through(seed, bare)
+    seeds = len(range(part, SEEDS, _PARTS))
+    print(part, dict(met))
+    assert met["plain"] >= 5 * seeds and met["pulled"] >= 5 * seeds
+
+
+@pytest.mark.parametrize("seed", _FOUND)
+def test_what_was_found_stays_mended(bare, seed):
+    live_through(seed, bare)
+
+
+@pytest.mark.parametrize(
+    ("said", "shown", "plain"),
+    [("B,A", "A；B", False), ("A；无", "A", False), (" A", "A", False), ("", None, False),
+     ("A；B", "A；B", True), ("无", "无", True), (None, None, True)],
+)  # fmt: skip
+def test_a_sources_list_is_shown_alike_by_the_edit_of_another_column(pair, said, shown, plain):
+    a, _ = pair(0)
+    StoreRows(a.own).put("patient", "main", "x", allergies=said, phone="1")
+    a.update("x", "patient", phone="2")
+    with a.own.transaction():
+        folded = fold_plain(a.own, RULES, pending_keys(a.own, FOLD_ROWS))
+    assert bool(folded) is plain
+    a.fold()
+    assert a.row("x", "phone", "allergies", table="patient") == ("2", shown)
 
 
 def test_most_of_what_is_usual_is_plain(pair):
@@ -157,6 +203,19 @@ def test_most_of_what_is_usual_is_plain(pair):
     with b.own.transaction():
         carrier.stage(Lane.ROUTINE, 0, 1_000, 1_000)
         assert carrier.take(Lane.ROUTINE).learned == 0
+
+
+def test_of_a_clock_that_runs_ahead_what_is_within_the_bound_is_adopted(pair):
+    """Its later stamps are refused; the earlier ones are not lost for that."""
+    a, b = pair(100_000_000)
+    a.insert("near", title="t")
+    a.own.execute("UPDATE sync.store SET clock_offset_us = %s", (HOUR_US,))
+    a.insert("far", title="t")
+    a.fold()
+    assert b.pull(a) == 2
+    (adopted,) = b.own.execute("SELECT last_value FROM sync.hlc").fetchone()
+    assert (adopted,) == a.row("near", "hlc")
+    assert b.own.execute("SELECT cardinality(distrusted) FROM sync.store").fetchone() == (1,)
 
 
 def test_what_a_client_holds_is_passed_over(pair):

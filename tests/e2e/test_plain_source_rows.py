@@ -1,6 +1,7 @@
 """A source's rows that meet edited records: joined as sets or one by one, it is the same."""
 
 import datetime
+import itertools
 import os
 import random
 import re
@@ -12,9 +13,9 @@ from schemas.batches import Op
 from schemas.entities import TABLES
 from schemas.hlc import stamp_of
 from schemas.siblings import ROW
+from tests.both_ways import both_ways
 from tests.canonical import COMMIT_US, rows_of
-from tests.e2e.test_plain_edits import _COLUMNS, edit, pair, same, state  # noqa: F401
-from tests.edited_stores import HOUR_US, RULES, EditedStore, settle
+from tests.edited_stores import HOUR_US, PLAN, RULES, EditedStore, settle
 from tests.store_rows import StoreRows
 from transforms.deliver.edits.join_plain import NOT_PLAIN, PlainRows
 from transforms.deliver.edits.join_source_rows import SourceRows, join_each
@@ -22,7 +23,62 @@ from transforms.deliver.merging.merge_wire import texts_of
 
 SEEDS = int(os.environ.get("CAMPUS_SYNC_SEEDS", "4"))
 _FROM_SOURCE = ("patient", "emr_document", "consultation")
+_COLUMNS = {
+    PLAN: ("title", "content", "status", "participants", "follow_up", "written_at"),
+    "patient": ("phone", "allergies"),
+    "emr_document": ("title", "content", "updated_at"),
+    "consultation": ("opinion", "purpose", "consultant", "requested_at"),
+}
 _TEXTS = ("x", "A,B", "无", "文 \x1f", "\u2028", "", None)
+
+
+def edit(store: EditedStore, rng: random.Random, i: int) -> None:
+    """Anything a client may do to one of the records."""
+    table = rng.choice(list(_COLUMNS))
+    record_id, columns = f"{table[0]}{i}", _COLUMNS[table]
+    store.as_(f"D{i}", rng.choice(["attending", "consultant", ""]),
+              rng.choice(["routine", "routine", "emergency"]))  # fmt: skip
+    values = {
+        c: rng.choice(["2026-11-23 08:00:00.123456+08", "0099-01-01", "infinity", None])
+        if c.endswith("_at") else rng.choice((*_TEXTS, "B,A", "A；无", " A"))
+        for c in rng.sample(columns, rng.randint(1, min(2, len(columns))))
+    }  # fmt: skip
+    there = store.row(record_id, "deleted", table=table)
+    if there is None and table != "patient":
+        store.insert(record_id, table, **values, patient_id="P")
+    elif there == (False,) and values.get("status") is None:
+        if rng.random() < 0.1 and table != "patient":
+            store.delete(record_id, table)
+        else:
+            store.update(record_id, table, **values)
+
+
+@pytest.fixture
+def pair(postgres_server):
+    """Makes two stores, `primary` with rows of a source, whose clock is wrong by the parameter."""
+    made = []
+
+    def make(skew_us: int) -> list[EditedStore]:
+        for name in ("primary", "main"):
+            dsn = postgres_server.create_database(f"source_rows_{next(_numbers)}")
+            made.append(EditedStore(name, dsn, skew_us if name == "primary" else 0))
+        rows = StoreRows(made[0].own)
+        for i in range(0, 40, 2):
+            allergies = ("青霉素", "无", None)[i % 3]
+            values = {"name": "名", "phone": "1", "birth_date": "1990-02-28"}
+            rows.put("patient", "main", f"p{i}", allergies=allergies, **values)
+            rows.put("emr_document", "main", f"e{i}", title="t\n", content="\u2028文 \x1f",
+                     written_at="2026-11-23 08:00:00.000001+08")  # fmt: skip
+        for i in range(30):  # Beside odd edits of few records the usual one of many.
+            rows.put("patient", "main", f"q{i}", name="名", phone="1", allergies="无")
+        return made
+
+    yield make
+    for store in made:
+        store.close()
+
+
+_numbers = itertools.count()
 
 
 def rows_for(store: EditedStore, table: str, rng: random.Random, lsn: int) -> pa.RecordBatch:
@@ -78,20 +134,13 @@ def typed(value):
     return None if value == "infinity" else value
 
 
-def arguments(table: str, rows: pa.RecordBatch) -> tuple:
-    hlcs = [stamp_of(us) for us in rows["_commit_us"].to_pylist()]
-    return rows, hlcs, [texts_of(rows[name]) for name in TABLES[table].by_name]
-
-
 @pytest.mark.parametrize("skew_us", [0, HOUR_US], ids=["right clocks", "a clock ahead"])
 @pytest.mark.parametrize("seed", range(SEEDS))
-def test_as_sets_or_one_by_one(pair, seed, skew_us):  # noqa: F811
+def test_as_sets_or_one_by_one(pair, seed, skew_us):
+    """`CAMPUS_SYNC_SEEDS=40 python -m pytest tests/e2e/test_plain_source_rows.py` tries more."""
     a, b = pair(skew_us)
     rng = random.Random(seed)
     plain = 0
-    usual = StoreRows(a.own)
-    for i in range(30):  # Beside odd edits of few records the usual one of many.
-        usual.put("patient", "main", f"q{i}", name="名", phone="1", allergies="无")
     for round_ in range(4):
         for i in range(round_, 30, 3):
             a.update(f"q{i}", "patient", phone=rng.choice(("2", "3")))
@@ -100,27 +149,32 @@ def test_as_sets_or_one_by_one(pair, seed, skew_us):  # noqa: F811
         if rng.random() < 0.7:
             settle([a, b])
         for table in _FROM_SOURCE:
+            rows = rows_for(a, table, rng, 5000 + round_ * 10)
             # Over an hour, so that time decides, too; and before what the store's clock says.
             us = COMMIT_US + rng.choice([-HOUR_US, 0, HOUR_US])
-            rows = rows_for(a, table, rng, 5000 + round_ * 10)
-            place = rows.schema.get_field_index("_commit_us")
-            times = pa.array([us + i for i in range(rows.num_rows)], pa.int64())
-            rows = rows.set_column(place, rows.schema.field(place), times)
-            source = SourceRows(a.own, TABLES[table], "main")
-            given = arguments(table, rows)
-            with a.own.transaction(force_rollback=True):
-                verdicts = source.join(*given)
-                as_sets = state(a)
-            said = source.said(*given)
-            with a.own.transaction(force_rollback=True):
-                looked = PlainRows(a.own, RULES, TABLES[table], "main").look(said)
-                plain += int((looked == 1).sum())
-                assert all(
-                    one in (NOT_PLAIN, verdict)
-                    for one, verdict in zip(looked.tolist(), verdicts, strict=True)
-                )
-            with a.own.transaction():
-                each = join_each(a.own, RULES, TABLES[table], "main", rows, said)
-            assert verdicts == each
-            same(as_sets, state(a))
+            hlcs = [stamp_of(us + i) for i in range(rows.num_rows)]
+            values = [texts_of(rows[name]) for name in TABLES[table].by_name]
+            plain += _judge(a, table, rows, hlcs, values)
     assert plain >= 15
+
+
+def _judge(store: EditedStore, table: str, rows: pa.RecordBatch, hlcs: list, values: list) -> int:
+    """Joins rows both ways; returns how many were plain."""
+    declared, found = TABLES[table], []
+    source = SourceRows(store.own, declared, "main")
+    said = source.said(rows, hlcs, values)
+
+    def as_sets() -> None:
+        found.append(source.join(rows, hlcs, values))
+
+    def each() -> None:
+        with store.own.transaction():
+            found.append(join_each(store.own, RULES, declared, "main", rows, said))
+
+    with store.own.transaction(force_rollback=True):
+        looked = PlainRows(store.own, RULES, declared, "main").look(said).tolist()
+    both_ways(store, as_sets, each)
+    sets, single = found
+    assert sets == single
+    assert all(one in (NOT_PLAIN, verdict) for one, verdict in zip(looked, sets, strict=True))
+    return looked.count(1)

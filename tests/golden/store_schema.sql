@@ -530,12 +530,14 @@ CREATE TABLE IF NOT EXISTS sync.quality_alarm (
     campus text COLLATE "C", table_name text COLLATE "C", record_id text COLLATE "C",
     lsn bigint, seq integer, rule smallint, column_name text NOT NULL, reason text NOT NULL,
     noted_at timestamptz NOT NULL DEFAULT now(), settled_at timestamptz,
-    PRIMARY KEY (record_id, table_name, campus, rule, lsn, seq));
+    version text COLLATE "C" NOT NULL DEFAULT '',
+    PRIMARY KEY (record_id, table_name, campus, rule, lsn, seq, version));
 CREATE INDEX IF NOT EXISTS quality_alarm_open ON sync.quality_alarm (campus, table_name, rule)
     WHERE settled_at IS NULL;
 CREATE TABLE IF NOT EXISTS sync.quality_progress (
     campus text COLLATE "C" PRIMARY KEY, lsn bigint NOT NULL, seq integer NOT NULL,
-    rules bytea NOT NULL, checked_at timestamptz NOT NULL);
+    rules bytea NOT NULL, checked_at timestamptz NOT NULL,
+    change bigint NOT NULL DEFAULT 0, incarnation text NOT NULL DEFAULT '');
 CREATE TABLE IF NOT EXISTS sync.quality_later (
     campus text COLLATE "C", patient_id text COLLATE "C", due_at timestamptz NOT NULL,
     PRIMARY KEY (campus, patient_id));
@@ -613,7 +615,8 @@ CREATE INDEX IF NOT EXISTS person_decision_pair
     ON sync.person_decision (campus, patient_id, other_campus, other_patient_id);
 CREATE TABLE IF NOT EXISTS sync.person_progress (
     campus text COLLATE "C" PRIMARY KEY, lsn bigint NOT NULL, seq integer NOT NULL,
-    rules bytea NOT NULL, linked_at timestamptz NOT NULL);
+    rules bytea NOT NULL, linked_at timestamptz NOT NULL,
+    change bigint NOT NULL DEFAULT 0, incarnation text NOT NULL DEFAULT '');
 CREATE OR REPLACE VIEW consult.person_record AS
 SELECT m.person_id, m.campus, m.patient_id, 'patient'::text AS entity,
     r.record_id, NULL::timestamptz AS event_time, r.committed_at, r.security_level

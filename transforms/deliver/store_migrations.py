@@ -64,7 +64,7 @@ CROSS JOIN LATERAL (SELECT
         || CASE WHEN x.entry -> 'distrusted' = '[]' THEN '{}'
             ELSE jsonb_build_object('distrusted', x.entry -> 'distrusted') END AS said,
         x.entry - '{dot,hlc,lane,role,editor,decides,reason,distrusted}'::text[] AS wrote) AS s"""
-_EDITS_OF_5 = f"""\
+_BY_EDIT_OF_5 = f"""\
 DO $$ BEGIN
     IF NOT EXISTS (SELECT FROM pg_attribute WHERE attname = 'entry'
         AND attrelid = to_regclass('sync.version') AND NOT attisdropped)
@@ -94,6 +94,21 @@ DO $$ BEGIN
 END $$;
 """
 
+# How far edits by clients were judged and matched, and alarms of an edited row's version. Stores
+# of before begin at 0: all that was edited is looked at once.
+_JUDGED_OF_5 = """\
+ALTER TABLE IF EXISTS sync.quality_progress
+    ADD COLUMN IF NOT EXISTS change bigint NOT NULL DEFAULT 0,
+    ADD COLUMN IF NOT EXISTS incarnation text NOT NULL DEFAULT '';
+ALTER TABLE IF EXISTS sync.person_progress
+    ADD COLUMN IF NOT EXISTS change bigint NOT NULL DEFAULT 0,
+    ADD COLUMN IF NOT EXISTS incarnation text NOT NULL DEFAULT '';
+ALTER TABLE IF EXISTS sync.quality_alarm
+    ADD COLUMN IF NOT EXISTS version text COLLATE "C" NOT NULL DEFAULT '',
+    DROP CONSTRAINT IF EXISTS quality_alarm_pkey,
+    ADD PRIMARY KEY (record_id, table_name, campus, rule, lsn, seq, version);
+"""
+
 
 def _add_columns() -> str:
     return "".join(
@@ -107,7 +122,7 @@ MIGRATIONS: tuple[Migration, ...] = (
     Migration(2, _READ_AGAIN + _add_columns()),
     Migration(3, _SNAPSHOTS_OF_3),
     Migration(4, _POLICIES_OF_4),
-    Migration(5, _EDITS_OF_5),
+    Migration(5, _BY_EDIT_OF_5 + _JUDGED_OF_5),
 )
 
 

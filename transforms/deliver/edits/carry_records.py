@@ -114,7 +114,7 @@ WITH met AS MATERIALIZED (
     SELECT record_id, table_name, campus, actor, counter, edit FROM met
     ON CONFLICT DO NOTHING
 ), wall AS (SELECT sync.wall_us() + %(bound)s AS us)
-SELECT actor, max(hlc), max(hlc) FILTER (WHERE hlc < us / 1000 << 16 | us %% 1000 << 6),
+SELECT actor, max(hlc), max(hlc) FILTER (WHERE hlc < ((us / 1000 << 16) | (us %% 1000 << 6))),
     max(hlc) FILTER (WHERE lane = %(lane)s),
     array_agg(DISTINCT change) FILTER (WHERE lane = '{Lane.EMERGENCY.value}')
 FROM met, wall GROUP BY actor"""

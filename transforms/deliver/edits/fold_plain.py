@@ -124,7 +124,7 @@ SELECT jsonb_build_object('{mark}' || a.campus, q.place), jsonb_build_array(json
             ({values})::text, 'UTF8')), 'hex'), 1, 16))), {wrote})))
 FROM (SELECT (a.before ->> 'src_lsn')::numeric * 2147483648
     + (a.before ->> 'src_seq')::numeric AS place) AS q
-WHERE a.kind = 'source'"""
+WHERE a.kind = 'source' AND {lists}"""
 _HISTORY = """\
 INSERT INTO sync.version (record_id, table_name, campus, actor, counter, edit)
 SELECT f.record_id, f.table_name, f.campus, e.edit -> 'dot' ->> 0,
@@ -213,7 +213,11 @@ def _statement(table: Table, policy: TablePolicy) -> str | None:
         f" {values('b.before', group.columns)}, {values('b.after', group.columns)})"
         for group in policy.groups
     )
+    # A list as it came is not yet as it is shown: neither a client's nor a source's.
+    shown = [_as_shown(group) for group in policy.groups if isinstance(group, Union)]
+    lists = " AND ".join(shown) or "true"
     said = _SAID.format(
+        lists=lists,
         mark=SOURCE_MARK,
         row=ROW,
         deleted=DELETED,
@@ -225,13 +229,12 @@ def _statement(table: Table, policy: TablePolicy) -> str | None:
             for group in policy.groups
         ),
     )
-    new = [_as_shown(group) for group in policy.groups if isinstance(group, Union)]
     return _PLAIN.format(
         record=same_key("r", "k"),
         edit=same_key("e", "k"),
         other=same_key("o", "e"),
         conflict=same_key("c", "e"),
-        new=" AND ".join(new) or "true",
+        new=lists,
         said=said,
         groups=groups,
         mark=SOURCE_MARK,
@@ -249,9 +252,10 @@ def _as_shown(group: Policy) -> str:
     none = "ARRAY[" + ", ".join(map(_literal, group.none)) + "]::text[]"
     return (
         f"({text} IS NULL OR translate({text}, {strange}, '') = {text} AND {text} ="
-        f' (SELECT string_agg(x, {_literal(first)} ORDER BY x COLLATE "C") FROM'
+        f" (SELECT CASE WHEN bool_or(x = ANY ({none})) = bool_and(x = ANY ({none}))"
+        f' THEN string_agg(x, {_literal(first)} ORDER BY x COLLATE "C") END FROM'
         f" (SELECT DISTINCT x FROM unnest(string_to_array({text}, {_literal(first)})) AS x"
-        f" WHERE x <> '' AND x <> ALL ({none})) AS q))"
+        f" WHERE x <> '') AS q))"
     )
 
 

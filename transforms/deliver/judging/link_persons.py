@@ -21,6 +21,8 @@ from schemas.entities import TABLES
 from schemas.patient_matching import FIELDS, MatchingRules
 from schemas.positions import Position
 from transforms.deliver.changed import WHERE, changed
+from transforms.deliver.judging import edited
+from transforms.deliver.judging.edited import Edits, edits_since
 from transforms.match_patients import (
     INPUT_SCHEMA,
     Evidence,
@@ -46,6 +48,7 @@ _WHOLE_MIN, _WHOLE_SHARE = 20_000, 0.2  # Changed patients from which all are ma
 
 Key = tuple[str, str]  # (campus, patient_id).
 PairKey = tuple[str, str, str, str]
+_Reached = dict[str, tuple[Position, Edits]]  # By campus: in the ledger, and among edits.
 
 _TEMPORARY = """\
 CREATE TEMPORARY TABLE person_changed (campus text COLLATE "C", patient_id text COLLATE "C",
@@ -73,6 +76,14 @@ UNION SELECT m.campus, m.patient_id FROM consult.patient r
     + WHERE
     + " ON CONFLICT DO NOTHING"
 )
+_TOUCH_EDITED = f"""\
+INSERT INTO person_changed
+SELECT r.campus, r.patient_id FROM sync.record e
+    JOIN consult.patient r ON r.record_id = e.record_id AND r.campus = e.campus
+    WHERE {edited.WHERE} AND e.table_name || '' = 'patient' AND r.patient_id IS NOT NULL
+UNION SELECT m.campus, m.patient_id FROM sync.record e
+    JOIN sync.person_record m ON m.record_id = e.record_id AND m.campus = e.campus
+    WHERE {edited.WHERE} AND e.table_name || '' = 'patient' ON CONFLICT DO NOTHING"""
 _TOUCH_DECIDED = """\
 INSERT INTO person_changed
 SELECT campus, patient_id FROM sync.person_decision WHERE NOT applied
@@ -232,11 +243,13 @@ SET state = 'open', why = excluded.why, score = excluded.score, evidence = exclu
     settled_at = NULL
 WHERE (v.state, v.why, v.score, v.evidence)
     IS DISTINCT FROM ('open', excluded.why, excluded.score, excluded.evidence)"""
-_PROGRESS = "SELECT campus, lsn, seq, rules, linked_at FROM sync.person_progress"
+_PROGRESS = """\
+SELECT campus, lsn, seq, rules, linked_at, change, incarnation FROM sync.person_progress"""
 _SAVE = """\
-INSERT INTO sync.person_progress (campus, lsn, seq, rules, linked_at) VALUES (%s, %s, %s, %s, %s)
-ON CONFLICT (campus) DO UPDATE SET lsn = excluded.lsn, seq = excluded.seq,
-    rules = excluded.rules, linked_at = excluded.linked_at"""
+INSERT INTO sync.person_progress (campus, lsn, seq, rules, linked_at, change, incarnation)
+VALUES (%s, %s, %s, %s, %s, %s, %s) ON CONFLICT (campus) DO UPDATE SET lsn = excluded.lsn,
+    seq = excluded.seq, rules = excluded.rules, linked_at = excluded.linked_at,
+    change = excluded.change, incarnation = excluded.incarnation"""
 _DECIDE = """\
 INSERT INTO sync.person_decision (decision_id, kind, campus, patient_id, other_campus,
     other_patient_id, who, why, decided_us)
@@ -371,19 +384,23 @@ class _Run:
             whole=whole,
         )
 
-    def _save(self, reached: dict[str, Position]) -> None:
-        for campus, position in reached.items():
-            self._conn.execute(_SAVE, (campus, *position, self._rules.digest, self._now))
+    def _save(self, reached: _Reached) -> None:
+        for campus, (position, edits) in reached.items():
+            how_far = (*position, self._rules.digest, self._now, edits.reached, edits.incarnation)
+            self._conn.execute(_SAVE, (campus, *how_far))
 
-    def _touch(self, links: list[str], known: dict[str, tuple]) -> dict[str, Position]:
+    def _touch(self, links: list[str], known: dict[str, tuple]) -> _Reached:
         reached = {}
         for name in links:
             campus = name.partition(">")[0]
             row = known.get(campus)
             before, at = (None, _EPOCH) if row is None else (Position(*row[:2]), row[3])
+            edits = edits_since(self._conn, *((0, "") if row is None else row[4:]))
             span = changed(self._conn, name, before, at)
             self._conn.execute(_TOUCH, {"campus": campus, **span.names})
-            reached[campus] = span.reached
+            if edits.any:
+                self._conn.execute(_TOUCH_EDITED, {"campus": campus, "edited": edits.after})
+            reached[campus] = (span.reached, edits)
         self._conn.execute(_TOUCH_DECIDED)
         return reached
 

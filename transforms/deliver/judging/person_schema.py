@@ -57,7 +57,8 @@ CREATE INDEX IF NOT EXISTS person_decision_pair
     ON sync.person_decision (campus, patient_id, other_campus, other_patient_id);
 CREATE TABLE IF NOT EXISTS sync.person_progress (
     campus text COLLATE "C" PRIMARY KEY, lsn bigint NOT NULL, seq integer NOT NULL,
-    rules bytea NOT NULL, linked_at timestamptz NOT NULL);
+    rules bytea NOT NULL, linked_at timestamptz NOT NULL,
+    change bigint NOT NULL DEFAULT 0, incarnation text NOT NULL DEFAULT '');
 """
 
 

@@ -1,6 +1,7 @@
 """The rules of quality that need other rows, as SQL over the patients in `quality_touched`.
 
-Every statement selects `campus, table_name, record_id, lsn, seq, rule, column_name, reason`.
+Every statement selects `campus, table_name, record_id, lsn, seq, rule, column_name, reason,
+version`.
 Names come from the checked rules file only, and are quoted; values are parameters.
 """
 
@@ -9,14 +10,14 @@ import datetime
 from psycopg import sql
 
 from schemas import quality_rules as q
-from schemas.entities import TABLES
+from schemas.conflict_policy import ALL_TABLES
 from transforms.check_quality import TOLERANCE
 
 Statement = tuple[sql.Composed, dict[str, object]]
 
 _ALARM = """\
 SELECT r.campus, {table_name}::text, r.record_id, r.src_lsn, r.src_seq, {rule}::smallint,
-    {column_name}::text, {reason}::text"""
+    {column_name}::text, {reason}::text, coalesce(r.version_vector::text, '')"""
 _ROWS = """
 FROM quality_touched t JOIN consult.{table} r
     ON r.{patient} = t.patient_id AND r.campus = %(campus)s AND NOT r.deleted"""
@@ -126,7 +127,7 @@ def due_later(check: q.NoticeCheck, campus: str, now: datetime.datetime) -> Stat
 
 
 def _named(text: str, table: str, **more: sql.Composable) -> sql.Composed:
-    names = {"table": sql.Identifier(table), "patient": sql.Identifier(TABLES[table].patient)}
+    names = {"table": sql.Identifier(table), "patient": sql.Identifier(ALL_TABLES[table].patient)}
     return sql.SQL(text).format(**names | more)
 
 
@@ -198,7 +199,7 @@ def _sex(rule: int, check: q.SexCheck, values: dict) -> list[Statement]:
     if check.from_age_years:
         text += "\n    AND r.{time} >= (p.birth_date + make_interval(years => %(age)s::int))"
         values["age"] = check.from_age_years
-        more["time"] = sql.Identifier(TABLES[check.table].event_time)
+        more["time"] = sql.Identifier(ALL_TABLES[check.table].event_time)
     alarm = _alarm(rule, check, check.table, check.column)
     name = sql.Identifier(check.column)
     return [(_named(text, check.table, alarm=alarm, column=name, **more), values)]

@@ -67,6 +67,7 @@ MIGRATIONS: tuple[Migration, ...] = (
     Migration(2, _READ_AGAIN + _add_columns()),
     Migration(3, _SNAPSHOTS_OF_3),
     Migration(4, _POLICIES_OF_4),
+    Migration(5, ""),  # `sync.reread` is new: the DDL says all of it.
 )
 
 

@@ -14,7 +14,7 @@ from transforms.row_sets import Rows
 from transforms.seal_dead_letters import Sealer
 from transforms.set_sums import hash_ids
 
-_PATIENCE_S = 30.0  # With transactions of the source that are under way.
+PATIENCE_S = 30.0  # With transactions of the source that are under way.
 _TOGETHER = 20_000
 UNDER_WAY = "TransactionsUnderWay"
 
@@ -49,8 +49,8 @@ def _deliver(
 ) -> bool:
     side = ends.sources[link.source]
     present: list[str] = []
-    with _Stores(ends, link.source, now_us) as stores:
-        with side.reading(_PATIENCE_S) as view:
+    with Stores(ends, link.source, now_us) as stores:
+        with side.reading(PATIENCE_S) as view:
             if view.given_lsn is None:
                 return False
             for part in view.changes(table, rows.ids.to_pylist()):
@@ -70,14 +70,14 @@ def _deliver(
     return True
 
 
-class _Stores:
+class Stores:
     """The stores of a campus's links, opened when they are needed."""
 
     def __init__(self, ends: Ends, campus: str, now_us: Callable[[], int]):
         self._config, self._campus, self._now_us = ends.config, campus, now_us
         self._open: dict[str, Store] = {}
 
-    def __enter__(self) -> "_Stores":
+    def __enter__(self) -> "Stores":
         return self
 
     def __exit__(self, *_) -> None:

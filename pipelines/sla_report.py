@@ -27,10 +27,12 @@ from schemas.errors import CampusSyncError
 from schemas.receipts import Counts
 from schemas.reconcile_schedule import Standing, standings
 from schemas.reports import (
+    SCHEMA_DRIFT,
     AlarmCount,
     Comparison,
     Conservation,
     Health,
+    Incident,
     LagPoint,
     LaneLag,
     Measured,
@@ -71,6 +73,7 @@ class View:
     alarms: tuple[AlarmCount, ...] = ()
     tending: tuple[Tending, ...] = ()
     reconciliations: tuple[Standing, ...] = ()
+    drift: tuple[Incident, ...] = ()
 
 
 class Observer:
@@ -132,6 +135,11 @@ class Observer:
             self._unreachable(sources, stores),
             **_named(stores),
             reconciliations=self._reconciliations(primary, now_us),
+            drift=tuple(
+                one
+                for one in incidents_of(stores)
+                if one.kind == SCHEMA_DRIFT and one.state == "open"
+            ),
         )
 
     def report(

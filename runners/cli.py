@@ -102,10 +102,36 @@ def _add_operate(verbs) -> None:
     _add_clinical(verbs)
     _add_in_doubt(verbs)
 
+    _add_reread(verbs)
+
     reseed = verbs.add_parser("reseed", help="snapshot a link again after a restored source")
     reseed.add_argument("link", help="source>store")
     _add_config(reseed)
     reseed.set_defaults(handler=_verb("runners.run", "reseed"))
+
+
+def _add_reread(verbs) -> None:
+    reread = verbs.add_parser(
+        "reread",
+        help="read rows of a source table again, and deliver what stores have otherwise",
+        description="Safe while changes flow: a newer change always wins. Killed, it goes on where "
+        "it was when the same command is given again. What the source no longer has is ended in "
+        "the stores, but not with --where-column: what is gone has no such column.",
+    )
+    reread.add_argument("campus", help="whose source")
+    _add_config(reread)
+    reread.add_argument("--table", required=True, metavar="SOURCE_TABLE", help="schema.table")
+    reread.add_argument("--from", dest="low", metavar="KEY", help="first key, parts joined by |")
+    reread.add_argument("--to", dest="high", metavar="KEY", help="last key, included")
+    reread.add_argument("--where-column", metavar="C", help="only rows by this date column")
+    reread.add_argument("--since", metavar="DAY", help="of this day or later, e.g. 2026-11-23")
+    reread.add_argument("--store", action="append", default=[], help="to this store (default all)")
+    reread.add_argument(
+        "--rows-s", type=int, metavar="N", help="no faster (default limits.snapshot_rows_s)"
+    )
+    reread.add_argument("--anew", action="store_true", help="do not go on, begin anew")
+    reread.add_argument("--json", action="store_true")
+    reread.set_defaults(handler=_verb("runners.reread", "reread"))
 
 
 def _add_in_doubt(verbs) -> None:

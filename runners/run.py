@@ -103,7 +103,8 @@ def check(options: argparse.Namespace) -> int:
     """Prints what would go wrong; exit 1 if something would."""
     config = load(options.config)
     findings = [*preflight(config), *more_findings(config)]
-    return 1 if _print_findings(findings, options.json) else 0
+    held = any(finding.severity == Severity.HELD for finding in findings)
+    return 1 if _print_findings(findings, options.json) or held else 0
 
 
 def _print_findings(findings: list[Finding], as_json: bool) -> bool:

@@ -130,6 +130,8 @@ def _notes(view: View):
     for link in view.links:
         if link.snapshot is not None:
             yield Text(f"{link.health.link}: {_reading(link.snapshot)}", "magenta")
+    for one in view.drift:
+        yield Text(f"{one.link}: held, the others flow: {one.detail}", "red")
     for text, risk in log_warnings([link.health for link in view.links]):
         yield Text(text, "red" if risk is Risk.CRITICAL else "yellow")
     yield from _quality(view)

@@ -11,6 +11,7 @@ import yaml
 
 from schemas.entities import TABLES
 from schemas.mapping_faults import Faults, check_source, check_units
+from schemas.mapping_proposals import proposal
 from schemas.tables import Table
 from schemas.yaml_lines import (
     load_yaml,
@@ -319,11 +320,16 @@ class CampusMapping(_Model):
     tables: dict[str, Source]
     file: str = ""
 
-    def compare_columns(self, real: dict[str, typing.Sequence[str]]) -> list[ColumnFinding]:
+    def compare_columns(
+        self, real: typing.Mapping[str, typing.Collection[str]]
+    ) -> list[ColumnFinding]:
         """Returns what preflight has to say of a source whose tables have the columns `real`.
 
         An unmapped table or a missing column refuses rows; a column that is neither mapped nor
-        ignored is only not carried.
+        ignored is only not carried. For a missing column the mapping's change is proposed.
+
+        Args:
+          real: by source table its columns, or its columns to their types.
         """
         found = []
         for name in sorted(self.tables.keys() | real.keys()):
@@ -337,10 +343,30 @@ class CampusMapping(_Model):
                 found += self._compare_table(name, self.tables[name], real[name])
         return found
 
+    def drift(self, real: typing.Mapping[str, dict[str, str]]) -> dict[str, str]:
+        """Returns the source tables that cannot be followed as they are, and why, with a proposal.
+
+        Args:
+          real: the mapped tables that are there: their columns to types.
+        """
+        found = dict.fromkeys(self.tables, "is not there, or may not be read")
+        for name, columns in real.items():
+            if name in found:
+                missing = [
+                    f"lacks {finding.column}: {finding.remedy}"
+                    for finding in self._compare_table(name, self.tables[name], columns)
+                    if finding.fatal
+                ]
+                found[name] = "; ".join(missing)
+        return {name: why for name, why in found.items() if why}
+
     def _compare_table(self, name, source, columns):
+        types = columns if isinstance(columns, dict) else dict.fromkeys(columns, "")
+        known = {*source.needed, *source.ignore}
+        fresh = {column: kind for column, kind in types.items() if column not in known}
         for column in source.needed:
             if column not in columns:
-                remedy = f"restore it in the source or map its successor in {self.file}"
+                remedy = f"in {self.file}: {proposal(name, source, column, fresh)}"
                 yield ColumnFinding(name, column, "missing_column", True, remedy)
         for column in columns:
             if column not in source.needed and column not in source.ignore:

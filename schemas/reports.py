@@ -17,6 +17,7 @@ from schemas.sketches import LagSketch
 from schemas.tables import Kind
 
 VERSION = 1
+SCHEMA_DRIFT = "schema_drift"  # Kind of incident: tables of the source are not as mapped.
 ONE_SIDED = "emergency_one_sided"  # Kind of incident: one store has an emergency, one has not.
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import itertools
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 
@@ -16,11 +17,14 @@ from schemas.batches import Op, RawChanges, Reject
 from schemas.clocks import monotonic_s
 from schemas.entities import TABLES
 from schemas.mappings import CampusMapping, load_mapping
+from schemas.mappings import Source as SourceTable
 from schemas.positions import SEQ_END, Position
+from schemas.reread import Key, Span
 from transforms.checksum import digest_rows
 from transforms.harmonise import Harmoniser
 from transforms.harmonise.lookups import Lookups
 from transforms.read_rows import ColumnRead, Form, content_columns, read_rows
+from transforms.row_spans import SEPARATOR, PostgresqlSpans, Spans
 from transforms.set_sums import hash_id, hash_ids
 
 _CONNECT_TIMEOUT_S = 5
@@ -101,8 +105,23 @@ _ENDED = "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint"
 _IDS = 1000  # Asked for at once.
 _PATIENCE_S = 2.0  # With transactions that may be about to end.
 _POLL_S = 0.01
-_SEPARATOR = "|"
 Read = Callable[[str, Collection[str] | None], Iterator[RawChanges]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stretch:
+    """The next rows of a span, in the order of its key.
+
+    Attributes:
+      ids: record ids of all of them, soft-deleted ones too; a refused row's may be lacking.
+      rows: the live ones, as `Reading.changes` yields them, one batch or more.
+      behind: key of the last; None: there are no more. size: bytes as they were read.
+    """
+
+    ids: list[str]
+    rows: list[pa.RecordBatch]
+    behind: Key | None
+    size: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +137,7 @@ class Reading:
       taken_us: the source's clock, microseconds since 1970.
       changes: yields the source's rows of a canonical table, those of some ids or all, as
         canonical snapshot changes without position or digest; soft-deleted ones not.
+      spans: returns a span of one source table. stretch: reads the next rows of such a span.
     """
 
     read_lsn: int
@@ -125,6 +145,8 @@ class Reading:
     given_lsn: int | None
     taken_us: int
     changes: Callable[[str, Collection[str] | None], Iterator[pa.RecordBatch]]
+    spans: Callable[[Span], Spans]
+    stretch: Callable[[Span, Spans, Key, int], Stretch]
 
     def rows(self, table: str, ids: Collection[str] | None = None) -> Iterator[Rows]:
         """Yields a canonical table's rows, those of some ids or all."""
@@ -180,24 +202,37 @@ class SourceSide:
                 # What commits after the first asking may or may not be in the source's rows; what
                 # has committed by the second covers all of them.
                 covered_lsn, _ = conn.execute(_LOG_END).fetchone()
+                read = functools.partial(self._read, conn)
                 yield Reading(
                     read_lsn,
                     covered_lsn,
                     # A commit may start exactly at the log's end: as in ADR 0010.
                     read_lsn - 1 if exact else None,
                     taken_us,
-                    lambda table, ids: self._changes(
-                        table, ids, functools.partial(self._read, conn)
-                    ),
+                    lambda table, ids: self._changes(table, ids, read),
+                    lambda span: self._spans(conn, span),
+                    lambda span, spans, after, most: self._stretch(span, spans, after, most, read),
                 )
+
+    def _columns(self, name: str) -> list[ColumnRead]:
+        return [
+            ColumnRead(column, f"{_quoted(column)}::text", Form.TEXT)
+            for column in self._parts[name].needed
+        ]
+
+    def _spans(self, conn: psycopg.Connection, span: Span) -> Spans:
+        columns = self._columns(span.table)
+
+        def read(place: str) -> Iterator[RawChanges]:
+            for batch in read_rows(conn, columns, place, _CHUNK_BYTES):
+                yield _as_snapshot(span.table, batch)
+
+        return PostgresqlSpans(conn, self._parts[span.table], span, self._mapping.zone, read)
 
     def _read(
         self, conn: psycopg.Connection, name: str, keys: Collection[str] | None
     ) -> Iterator[RawChanges]:
-        columns = [
-            ColumnRead(column, f"{_quoted(column)}::text", Form.TEXT)
-            for column in self._parts[name].needed
-        ]
+        columns = self._columns(name)
         place = ".".join(_quoted(word) for word in name.split(".", 1))
         if keys is None:
             batches = read_rows(conn, columns, place, _CHUNK_BYTES)
@@ -211,12 +246,33 @@ class SourceSide:
     ) -> Iterator[pa.RecordBatch]:
         """Reads the source tables that feed a canonical one; those that they lean on, first."""
         if ids is None:
-            yield from self._harmonised(table, ((name, read(name, None)) for name in self._parts))
+            everything = ((name, read(name, None)) for name in self._parts)
+            yield from self._harmonised(self.feeding(table), everything)
             return
         ordered = sorted(ids)
         for start in range(0, len(ordered), self._ids_at_once):
             found = self._of_keys(table, ordered[start : start + self._ids_at_once], read)
-            yield from self._harmonised(table, found.items())
+            yield from self._harmonised(self.feeding(table), found.items())
+
+    def feeding(self, table: str) -> list[str]:
+        """Returns the source tables that feed a canonical one."""
+        return [name for name, part in self._parts.items() if part.table == table]
+
+    def part(self, name: str) -> SourceTable | None:
+        """Returns what the mapping says of a source table; None: it is not mapped."""
+        return self._parts.get(name)
+
+    def _stretch(self, span: Span, spans: Spans, after: Key, most: int, read: Read) -> Stretch:
+        """Reads the next rows of a span, and the parents that they lean on."""
+        raws, behind = spans.read(after, most)
+        part, ids, size = self._parts[span.table], [], 0
+        for raw in raws:
+            for rows in raw.tables.values():
+                keys = _keys_of(rows, part.id).drop_null().to_pylist()
+                ids += [part.id_prefix + key for key in keys]
+                size += rows.nbytes
+        found = self._and_parents({span.table: raws}, {}, read)
+        return Stretch(ids, list(self._harmonised([span.table], found.items())), behind, size)
 
     def _of_keys(self, table: str, ids: Collection[str], read: Read) -> dict[str, list[RawChanges]]:
         """Returns the rows of some ids and those that they lean on, parents first."""
@@ -225,23 +281,28 @@ class SourceSide:
             if part.table == table:
                 head = len(part.id_prefix)
                 wanted[name] = {key[head:] for key in ids if key.startswith(part.id_prefix)}
-        found: dict[str, list[RawChanges]] = {}
+        return self._and_parents({}, wanted, read)
+
+    def _and_parents(
+        self, found: dict[str, list[RawChanges]], wanted: dict[str, set[str]], read: Read
+    ) -> dict[str, list[RawChanges]]:
+        """Returns what was found, what is wanted besides, and what these lean on, parents first."""
         for name in reversed(self._parts):  # A parent stands before its children.
             part, keys = self._parts[name], wanted.get(name)
-            if not keys:
+            if name not in found and not keys:
                 continue
-            found[name] = [_of_these(raw, name, part.id, keys) for raw in read(name, keys)]
+            if name not in found:
+                found[name] = [_of_these(raw, name, part.id, keys) for raw in read(name, keys)]
             if part.parent is not None:
                 parents = wanted.setdefault(part.parent.table, set())
-                for raw in found[name]:
-                    parents |= set(_keys_of(raw.tables[name], part.parent.by).to_pylist()) - {None}
+                for rows in (rows for raw in found[name] for rows in raw.tables.values()):
+                    parents |= set(_keys_of(rows, part.parent.by).to_pylist()) - {None}
         return {name: found[name] for name in self._parts if name in found}
 
     def _harmonised(
-        self, table: str, found: Iterable[tuple[str, Iterable[RawChanges]]]
+        self, own: list[str], found: Iterable[tuple[str, Iterable[RawChanges]]]
     ) -> Iterator[pa.RecordBatch]:
         harmoniser = Harmoniser(self._mapping, Lookups(self._mapping, follow=False))
-        own = [name for name, part in self._parts.items() if part.table == table]
         wanted = self._with_parents(own)
         for generation, (name, raws) in enumerate(found):
             for raw in raws if name in wanted else ():
@@ -267,13 +328,13 @@ class SourceSide:
         values = [reject.row.get(column) for column in part.id]
         if None in values:
             return None
-        return part.table, part.id_prefix + _SEPARATOR.join(values)
+        return part.table, part.id_prefix + SEPARATOR.join(values)
 
     def _canonical(
         self, harmoniser: Harmoniser, table: str, raw: RawChanges, generation: int
     ) -> pa.RecordBatch | None:
         harmonised = harmoniser.apply(_at(raw, generation))
-        for reject in harmonised.rejects:
+        for reject in (*raw.rejects, *harmonised.rejects):
             if (found := self.id_of(reject)) is not None:
                 self.refused.setdefault(found[0], set()).add(hash_id(found[1]))
         rows = harmonised.tables.get(table)
@@ -389,7 +450,7 @@ def _read_keys(
 ) -> list[pa.RecordBatch]:
     """Reads the rows of some keys by the key's index; by its text where one is no value of it."""
     names = [_quoted(name) for name in key]
-    parts = [found for text in keys if len(found := text.split(_SEPARATOR)) == len(key)]
+    parts = [found for text in keys if len(found := text.split(SEPARATOR)) == len(key)]
     if len(key) == 1:
         condition = f"{names[0]} = {_any(conn, keys)}"
     else:
@@ -402,19 +463,29 @@ def _read_keys(
         except psycopg.DataError:
             pass
     texts = ", ".join(f"{name}::text" for name in names)
-    condition = f"concat_ws('{_SEPARATOR}', {texts}) = {_any(conn, keys)}"
+    condition = f"concat_ws('{SEPARATOR}', {texts}) = {_any(conn, keys)}"
     return list(read_rows(conn, columns, f"{place} WHERE {condition}"))
+
+
+def _ways(key: str, parts: int) -> Iterator[list[str]]:
+    """Yields every key of so many columns that is written like this: a text may hold a `|`."""
+    words = key.split(SEPARATOR)
+    for ends in itertools.combinations(range(1, len(words)), parts - 1):
+        bounds = [0, *ends, len(words)]
+        yield [SEPARATOR.join(words[a:b]) for a, b in itertools.pairwise(bounds)]
 
 
 def _keys_of(rows: pa.RecordBatch, columns: tuple[str, ...]) -> pa.Array:
     """Returns the columns' texts joined as in a record id; null where one is."""
     texts = [rows.column(name).cast(pa.utf8()) for name in columns]
-    return texts[0] if len(texts) == 1 else pc.binary_join_element_wise(*texts, _SEPARATOR)
+    return texts[0] if len(texts) == 1 else pc.binary_join_element_wise(*texts, SEPARATOR)
 
 
 def _of_these(
     raw: RawChanges, name: str, key: tuple[str, ...], keys: Collection[str]
 ) -> RawChanges:
+    if not raw.tables:
+        return raw  # All were refused.
     rows = raw.tables[name]
     mask = pc.is_in(_keys_of(rows, key), pa.array(list(keys), pa.utf8()))
     return dataclasses.replace(raw, tables={name: rows.filter(mask)})
@@ -465,14 +536,13 @@ class MariadbSide(SourceSide):
         from transforms.capture.mariadb.keyed_rows import conditions
         from transforms.capture.mariadb.places import border_at, last_before_transaction
         from transforms.capture.mariadb.snapshot import consistent_point, snapshot
+        from transforms.capture.mariadb.spans import MariadbSpans
 
         def read(name: str, keys: Collection[str] | None) -> Iterator[RawChanges]:
             part = self._parts[name]
             chosen = [""]
             if keys is not None:
-                split = [
-                    found for key in keys if len(found := key.split(_SEPARATOR)) == len(part.id)
-                ]
+                split = [way for key in keys for way in _ways(key, len(part.id))]
                 with point.connection.cursor() as cursor:
                     cursor.execute("SET character_set_results = utf8mb4")
                     chosen = list(conditions(cursor, name, part.id, split))
@@ -486,7 +556,7 @@ class MariadbSide(SourceSide):
                     columns={name: part.needed},
                     only=only,
                 ):
-                    if raw.tables:
+                    if raw.tables or raw.rejects:
                         yield raw
 
         with consistent_point(self._dsn) as point:
@@ -499,6 +569,8 @@ class MariadbSide(SourceSide):
                 place,
                 point.taken_us,
                 lambda table, ids: self._changes(table, ids, read),
+                lambda span: MariadbSpans(point, self._parts[span.table], span, self._mapping.zone),
+                lambda span, spans, after, most: self._stretch(span, spans, after, most, read),
             )
 
 

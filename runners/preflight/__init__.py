@@ -5,6 +5,7 @@ import binascii
 import collections
 import collections.abc
 import concurrent.futures
+import contextlib
 import itertools
 import os
 import pathlib
@@ -23,6 +24,7 @@ from schemas.errors import ConfigError
 from schemas.mappings import CampusMapping, load_mapping
 
 _KEY_BYTES = 32
+_CONNECT_S = 2  # libpq takes no less.
 
 
 def check(
@@ -52,11 +54,12 @@ def check(
             for name, store in config.stores.items()
             if name in wanted
         ]
+        begun = _begun(config)
         findings = list(files)
         servers: dict[str, list[tuple[str, Server]]] = collections.defaultdict(list)
         for name, task in sources.items():
             found, server = task.result()
-            findings += found
+            findings += found if name in begun else map(_forbidding, found)
             if server is not None:
                 servers[server.system].append((name, server))
         for task in stores:
@@ -66,6 +69,28 @@ def check(
     findings += check_exchange(config)
     order = list(Severity)
     return sorted(findings, key=lambda finding: order.index(finding.severity))
+
+
+def _begun(config: Config) -> set[str]:
+    """Returns campuses of which a link has delivered: a table that is held must not stop them."""
+    found = set()
+    for name, links in config.links_by_store().items():
+        with (
+            contextlib.suppress(psycopg.Error),
+            psycopg.connect(config.stores[name].dsn, connect_timeout=_CONNECT_S) as connection,
+        ):
+            rows = connection.execute(
+                "SELECT link FROM sync.progress WHERE link = ANY (%s)", (links,)
+            )
+            found |= {link.partition(">")[0] for (link,) in rows}
+    return found
+
+
+def _forbidding(finding: Finding) -> Finding:
+    """Makes an error of a held table: a link that begins would read it whole for nothing."""
+    if finding.severity is not Severity.HELD:
+        return finding
+    return finding._replace(severity=Severity.ERROR)
 
 
 def check_files(config: Config) -> tuple[Findings, dict[str, CampusMapping]]:

@@ -5,9 +5,11 @@ import typing
 
 
 class Severity(enum.StrEnum):
-    """ERROR forbids a start; WARNING will hurt some day; NOTE is good to know."""
+    """ERROR forbids a start; HELD holds one table of a link that has begun, the others flow;
+    WARNING will hurt some day; NOTE is good to know."""
 
     ERROR = "error"
+    HELD = "held"
     WARNING = "warning"
     NOTE = "note"
 
@@ -33,6 +35,9 @@ class Findings(list[Finding]):
 
     def error(self, what: str, remedy: str) -> None:
         self.append(Finding(Severity.ERROR, self._place, what, remedy))
+
+    def held(self, what: str, remedy: str) -> None:
+        self.append(Finding(Severity.HELD, self._place, what, remedy))
 
     def warning(self, what: str, remedy: str) -> None:
         self.append(Finding(Severity.WARNING, self._place, what, remedy))

@@ -5,6 +5,8 @@ import typing
 
 import psycopg
 
+from runners.preflight.findings import Findings
+from runners.preflight.tables import check_columns
 from schemas.config import Source, redact
 from schemas.errors import CampusSyncError
 from schemas.mappings import CampusMapping
@@ -44,11 +46,31 @@ def _check_mariadb(
 
     keys = {table: part.id for table, part in mapping.tables.items()} if mapping else {}
     log = MariaDbSource(source.dsn, name, keys, None, batch_rows=1, batch_bytes=1)
-    wrong, odd = log.preflight()
+    wrong, odd = log.preflight(log.columns())
     for fatal, texts in ((True, wrong), (False, odd)):
         for text in texts:
             what, _, remedy = text.partition(": ")
             yield LogFinding(fatal, what, remedy or text)
+
+
+def check_mariadb_tables(
+    source: Source, name: str, mapping: CampusMapping, found: Findings
+) -> None:
+    """Holds the tables of a MariaDB source that answers against its mapping."""
+    from transforms.capture.mariadb.source import MariaDbSource
+
+    keys = {table: part.id for table, part in mapping.tables.items()}
+    log = MariaDbSource(source.dsn, name, keys, None, batch_rows=1, batch_bytes=1)
+    try:
+        there = log.columns()
+    except CampusSyncError:
+        return  # `check_log` has told.
+    for table in mapping.tables.keys() - there.keys():
+        found.held(
+            f"table {table} does not exist, or this account may not SELECT from it",
+            f"GRANT SELECT ON {table} to it, or take it out of {mapping.file}.",
+        )
+    check_columns(mapping, there, found)
 
 
 def _check_topic(

@@ -8,7 +8,7 @@ import psycopg
 from psycopg import sql
 
 from runners.preflight.findings import Findings
-from runners.preflight.logs import check_log
+from runners.preflight.logs import check_log, check_mariadb_tables
 from runners.preflight.servers import (
     STATEMENT_MS,
     check_clock,
@@ -48,6 +48,8 @@ def check_source(
     if source.kind != "postgresql":
         for fault in check_log(source, name, mapping):
             (found.error if fault.fatal else found.warning)(fault.what, fault.remedy)
+        if source.kind == "mariadb" and mapping is not None:
+            check_mariadb_tables(source, name, mapping, found)
         return found, None
     try:
         with connect(source.dsn, options=f"-c statement_timeout={STATEMENT_MS}") as connection:

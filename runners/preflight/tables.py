@@ -22,6 +22,13 @@ FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'p') AND n.nspname || '.' || c.relname = ANY(%s)
 """
 
+_TYPES_SQL = """
+SELECT n.nspname || '.' || c.relname, a.attname, format_type(a.atttypid, a.atttypmod)
+FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
+JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE a.attrelid = ANY (%s::regclass[]) AND a.attnum > 0 AND NOT a.attisdropped
+"""
+
 
 @dataclasses.dataclass(frozen=True)
 class _SourceTable:
@@ -45,19 +52,19 @@ def check_tables(
     for name, rule in mapping.tables.items():
         table = tables.get(name)
         if table is None:
-            found.error(
+            found.held(
                 f"table {name} is mapped and does not exist", f"take it out of {mapping.file}."
             )
             continue
         _check_table(table, rule.id, user, found)
-    real = {name: columns for name, columns in published.items() if name in tables}
-    real |= {name: columns for name, columns in published.items() if name not in mapping.tables}
-    for item in mapping.compare_columns(real):
-        if item.reason == "missing_table":
-            continue  # Told above, with the statement.
-        column = f".{item.column}" if item.column else ""
-        tell = found.error if item.fatal else found.warning
-        tell(f"{item.table}{column}: {item.reason.replace('_', ' ')}", f"{item.remedy}.")
+    types = _types(connection, tables)
+    real = {
+        name: {column: types.get((name, column), "") for column in columns}
+        for name, columns in published.items()
+        if name in tables or name not in mapping.tables
+    }
+    # What is missing is told above, with the statement.
+    check_columns(mapping, real, found)
     toasted = sorted(t.name for t in tables.values() if t.toasted and t.identity == "d")
     if toasted:
         statements = " ".join(
@@ -68,6 +75,25 @@ def check_tables(
             " emergency copy, and after a refused change an older text stays until compare tells",
             f"{statements}  -- costs log volume",
         )
+
+
+def check_columns(mapping: CampusMapping, real: dict[str, dict[str, str]], found: Findings) -> None:
+    """Holds the columns of tables, to their types, against a mapping; absent tables not."""
+    for item in mapping.compare_columns(real):
+        if item.reason == "missing_table":
+            continue
+        column = f".{item.column}" if item.column else ""
+        tell = found.warning
+        if item.fatal:
+            tell = found.held if item.reason == "missing_column" else found.error
+        tell(f"{item.table}{column}: {item.reason.replace('_', ' ')}", f"{item.remedy}.")
+
+
+def _types(
+    connection: psycopg.Connection, tables: dict[str, _SourceTable]
+) -> dict[tuple[str, str], str]:
+    rows = connection.execute(_TYPES_SQL, ([table.quoted for table in tables.values()],))
+    return {(name, column): kind for name, column, kind in rows}
 
 
 def _check_table(table: _SourceTable, ids: tuple[str, ...], user: str, found: Findings) -> None:

@@ -56,6 +56,12 @@ CREATE TABLE IF NOT EXISTS sync.snapshot_part (
     link text COLLATE "C", lsn bigint, seq integer, src_table text NOT NULL,
     ended boolean NOT NULL, behind jsonb NOT NULL, rows bigint NOT NULL,
     PRIMARY KEY (link, lsn, seq));
+CREATE TABLE IF NOT EXISTS sync.reread (
+    link text COLLATE "C", span text COLLATE "C",
+    phase text NOT NULL CHECK (phase IN ('rows', 'gone', 'done')),
+    behind jsonb NOT NULL, tally jsonb NOT NULL,
+    begun_at timestamptz NOT NULL DEFAULT now(), noted_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (link, span)) WITH (fillfactor = 50);
 CREATE TABLE IF NOT EXISTS sync.unknown_code (
     campus text COLLATE "C", code_list text COLLATE "C", code text COLLATE "C",
     src_table text COLLATE "C", column_name text COLLATE "C", seen bigint NOT NULL,

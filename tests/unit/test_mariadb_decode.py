@@ -286,9 +286,23 @@ def test_too_many_columns_are_refused_by_name():
         decode(log().gtid().table(ID, "his.MS_BRDA", wide))
 
 
-def test_a_key_that_the_table_lacks_is_refused():
-    with pytest.raises(KeyUnknown, match="has no MZHM"):
-        decode(patients(log().gtid()), keys={"his.MS_BRDA": ["MZHM"]})
+def test_rows_without_their_key_or_a_wanted_column_are_told_whole():
+    """Whoever refuses them keeps what a mended mapping will want."""
+    made = patients(log().gtid()).insert(ID, COLUMNS, [1, "a", "b"]).xid()
+    (lacking_key,) = rows_of(decode(made, keys={"his.MS_BRDA": ["MZHM"]}))
+    wanted = {"his.MS_BRDA": ["GMS", "GONE"]}
+    (lacking_wanted,) = rows_of(decode(made, columns=wanted))
+    for row in (lacking_key, lacking_wanted):
+        assert (row["BRID"], row["BRXM"], row["GMS"]) == ("1", "a", "b")
+    assert "_old.BRID" not in lacking_key and "MZHM" not in lacking_key
+
+
+def test_a_wide_table_that_lacks_a_column_tells_the_others_that_are_wanted():
+    wide = [integer("BRID"), *[text(f"c{i}") for i in range(64)]]
+    made = log().gtid().table(ID, "his.MS_BRDA", wide)
+    made = made.insert(ID, wide, [1, *["x"] * 64]).xid()
+    (row,) = rows_of(decode(made, columns={"his.MS_BRDA": ["c3", "GONE"]}))
+    assert row["c3"] == "x" and "c4" not in row
 
 
 def test_flush_moves_an_idle_decoder_to_the_end_of_the_log():

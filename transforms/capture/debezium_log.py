@@ -61,9 +61,14 @@ class DebeziumLog:
         )
         self._topic: TopicState | None = None
 
-    def require_covered(self) -> None:
+    def require_covered(self) -> dict[str, str]:
         """Does nothing: what a topic must be, `state` refuses it for, and what is in it the
         connector alone decides."""
+        return {}
+
+    def drift(self) -> dict[str, str]:
+        """Returns nothing: only the connector sees the tables; rows are refused one by one."""
+        return {}
 
     def state(self, applied: Position | None) -> SlotState:
         topic = self._topic = self._source.state()

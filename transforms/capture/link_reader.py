@@ -23,7 +23,7 @@ from transforms.capture.snapshot_reading import SnapshotReading
 from transforms.capture.source_log import GapFound, LogStream, source_log
 from transforms.capture.two_lanes import TwoLanes
 from transforms.capture.warm_up import warm_up
-from transforms.deliver import ledger
+from transforms.deliver import drift_notes, ledger
 from transforms.escalations import Change
 from transforms.harmonise.lookups import Lookups
 from transforms.harmonise.parents_in_store import StoreConnection, StoreParents
@@ -86,6 +86,7 @@ class LinkReader:
         self._joined = False
         self._confirmed_lsn = 0
         self._published: dict[str, str] = {}
+        self._drift: dict[str, str] = {}
         self._looked_at = monotonic()
         self._asked_at = monotonic()
         self._slot_free = threading.Lock()
@@ -170,13 +171,16 @@ class LinkReader:
                 self._interpreter = Interpreter(
                     settings, self._mapping, escalations, lookups=self._lookups
                 )
-            self._log.require_covered()
+            self._drift = self._log.require_covered()
+            drift_notes.note(store, settings.name, self._drift)
             applied = self._lanes.read_to if self._joined else self._ledger.log_from
             state = self._log.state(applied)
             if self._joined:
                 # It may have come back as an older copy of itself.
                 refuse_rewound(self._lanes.read_to, state.log_end_lsn)
             published = self._log.memberships()
+            gone = self._mapping.tables.keys() - published.keys()
+            ledger.forget_published(store, settings.name, gone)
             if published != self._published:
                 self._joined = False
             if not self._joined:
@@ -191,7 +195,8 @@ class LinkReader:
         self, store: psycopg.Connection, state: SlotState, published: dict[str, str]
     ) -> Iterator[None]:
         """Finds where the stream goes on; fills a gap in the log by a snapshot first."""
-        settings = self._settings
+        settings, drift = self._settings, self._drift.keys()
+        published = {name: text for name, text in published.items() if name not in drift}
         progress = ledger.read(store, settings.name)
         for applied in (progress.routine, progress.emergency):
             refuse_rewound(applied or START, state.log_end_lsn)
@@ -203,7 +208,7 @@ class LinkReader:
             confirmed_lsn=state.confirmed_lsn,
             log_end_lsn=state.log_end_lsn,
             new_tables=self._log.sweeps_all
-            and not self._mapping.tables.keys() <= ledger.read_tables(store, settings.name),
+            and not self._mapping.tables.keys() - drift <= ledger.read_tables(store, settings.name),
             missed=not published.items() <= ledger.published(store, settings.name).items(),
         )
         reason = snapshot_reason(known)
@@ -216,6 +221,7 @@ class LinkReader:
             opened = reading.begin(self._lanes.read_to, str(reason), published)
         else:
             return
+        ledger.forget_published(store, settings.name, drift)
         with opened as (point, parts):
             self._confirmed_lsn = point.lsn + 1
             with self._beside(Position(point.lsn, SEQ_END)) as express:
@@ -320,14 +326,14 @@ class LinkReader:
                     _LOGGER.warning("link %s: %s", self._settings.name, told(error))
 
     def _published_anew(self) -> bool:
-        """Whether a table has left the publication, or has come back to it; looks now and then."""
+        """Whether tables are not as they were: gone, back, or altered; looks now and then."""
         now = self._monotonic()
         if now - self._looked_at < _LOOK_AT_PUBLICATION_S:
             return False
         self._looked_at = now
         if self._lookups is not None and self._lookups.waiting:
             self._lookups.doubt()  # A parent may have come by a replay.
-        return self._log.memberships() != self._published
+        return self._log.memberships() != self._published or self._log.drift() != self._drift
 
     def _acknowledgeable_lsn(self) -> int:
         """Where the slot may stand: at the ledger, or where it was made or found at the start."""

@@ -47,6 +47,7 @@ class MariadbLog:
         monotonic: Callable[[], float],
     ):
         self._settings, self._now_us, self._monotonic = settings, now_us, monotonic
+        self._mapping = mapping
         self._source = MariaDbSource(
             settings.source_dsn,
             settings.slot,
@@ -58,8 +59,14 @@ class MariadbLog:
             monotonic=monotonic,
         )
 
-    def require_covered(self) -> None:
+    def require_covered(self) -> dict[str, str]:
         self._source.require_covered()
+        return self.drift()
+
+    def drift(self) -> dict[str, str]:
+        found = self._mapping.drift(self._source.columns())
+        self._source.pass_over(found)
+        return found
 
     def state(self, applied: Position | None) -> SlotState:
         with ledger.connect(self._settings.store_dsn) as store:

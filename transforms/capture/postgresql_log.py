@@ -32,11 +32,24 @@ class PostgresqlLog:
         self, settings: LinkSettings, mapping: CampusMapping, monotonic: Callable[[], float]
     ):
         self._settings, self._monotonic = settings, monotonic
+        self._mapping = mapping
         self._keys = {name: table.id for name, table in mapping.tables.items()}
+        self._whole = tuple(self._keys)
 
-    def require_covered(self) -> None:
+    def require_covered(self) -> dict[str, str]:
         settings = self._settings
-        slots.ensure_publication_covers(settings.source_dsn, settings.publication, self._keys)
+        there = slots.columns(settings.source_dsn, self._keys)
+        if there:
+            slots.ensure_publication_covers(settings.source_dsn, settings.publication, there)
+        return self._drift(there)
+
+    def drift(self) -> dict[str, str]:
+        return self._drift(slots.columns(self._settings.source_dsn, self._keys))
+
+    def _drift(self, there: dict[str, dict[str, str]]) -> dict[str, str]:
+        found = self._mapping.drift(there)
+        self._whole = tuple(name for name in self._keys if name not in found)
+        return found
 
     def state(self, applied: Position | None) -> SlotState:
         return slots.state(self._settings.source_dsn, self._settings.slot)
@@ -56,17 +69,17 @@ class PostgresqlLog:
         return slots.view(self._settings.source_dsn, self._settings.slot, lsn)
 
     def rows_estimated(self) -> int:
-        return rows_estimated(self._settings.source_dsn, tuple(self._keys))
+        return rows_estimated(self._settings.source_dsn, self._whole)
 
     def snapshot(self, point: CreatedSlot, rest: Rest = WHOLE) -> Iterator[SnapshotChanges]:
         settings = self._settings
         return snapshot(
             settings.source_dsn,
             point,
-            tuple(self._keys),
+            self._whole,
             batch_rows=settings.limits.snapshot_batch_rows,
             batch_bytes=settings.limits.batch_bytes,
-            keys=self._keys,
+            keys={name: self._keys[name] for name in self._whole},
             publication=settings.publication,
             rest=rest,
         )

@@ -90,11 +90,18 @@ class SourceLog(typing.Protocol):
     sweeps_all: bool
     resumes: bool
 
-    def require_covered(self) -> None:
-        """Makes sure that all mapped tables are in the log.
+    def require_covered(self) -> dict[str, str]:
+        """Makes sure that all mapped tables that are there are in the log; returns `drift`.
 
         Raises:
           CampusSyncError: they are not, with the remedy.
+        """
+        ...
+
+    def drift(self) -> dict[str, str]:
+        """Returns mapped tables that cannot be followed as they are now, and why.
+
+        They are gone, or lack a column that the mapping needs. Snapshots pass them over.
         """
         ...
 

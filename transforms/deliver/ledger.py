@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
@@ -189,6 +189,13 @@ def note_published(conn: psycopg.Connection, link: str, identities: Mapping[str,
         " SELECT %s, * FROM unnest(%s::text[], %s::text[])"
         " ON CONFLICT (link, src_table) DO UPDATE SET identity = excluded.identity",
         (link, list(identities), list(identities.values())),
+    )
+
+
+def forget_published(conn: psycopg.Connection, link: str, tables: Collection[str]) -> None:
+    """Forgets memberships of tables that cannot be read now: once they can, a snapshot does."""
+    conn.execute(
+        "DELETE FROM sync.published WHERE link = %s AND src_table = ANY (%s)", (link, list(tables))
     )
 
 

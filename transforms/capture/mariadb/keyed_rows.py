@@ -11,6 +11,7 @@ from transforms.capture.mariadb.snapshot_columns import INTEGERS, TEXTS, quote
 _KEYS_MAX = 500
 _INTEGER = re.compile(r"-?\d{1,20}")
 _DECIMAL = re.compile(r"-?\d{1,65}(\.\d{1,38})?")
+_DATE = re.compile(r"\d{4}-\d\d-\d\d")
 _COLUMNS = """
 SELECT COLUMN_NAME, DATA_TYPE FROM information_schema.COLUMNS
 WHERE TABLE_SCHEMA = %s AND TABLE_NAME = %s
@@ -40,7 +41,7 @@ def conditions(
     indexes: dict[str, list[str]] = {}
     for index, column in cursor.fetchall():
         indexes.setdefault(str(index), []).append(str(column))
-    known = all(types.get(name) in INTEGERS | TEXTS | {"decimal"} for name in key)
+    known = all(types.get(name) in INTEGERS | TEXTS | {"decimal", "date"} for name in key)
     if not known or not any(set(part[: len(key)]) == set(key) for part in indexes.values()):
         yield "TRUE"
         return
@@ -64,5 +65,7 @@ def _literal(kind: str, text: str) -> str | None:
     if kind in TEXTS:
         # The server makes a constant of the column's own charset of it, so that an index serves.
         return f"_utf8mb4 X'{text.encode().hex()}'"
+    if kind == "date":
+        return f"'{text}'" if _DATE.fullmatch(text) else None
     pattern = _DECIMAL if kind == "decimal" else _INTEGER
     return text if pattern.fullmatch(text) else None

@@ -13,18 +13,18 @@ def table_layout(
 
     Args:
       columns: the source's, in its order.
-      key: those that identify a row. wanted: those that are carried beside the key; None: all.
+      key: those that identify a row; without one that the table lacks its rows are refused later.
+      wanted: those that are carried beside the key; None: all. Where one is gone or renamed all
+        are carried: whoever refuses the rows keeps them whole.
 
     Raises:
-      KeyUnknown: the table lacks a column of the key, or has no key.
+      KeyUnknown: there is no key.
       TooManyColumns: more columns are wanted than can be carried.
     """
-    lacking = sorted(set(key) - set(columns))
-    if lacking or not key:
-        raise KeyUnknown(
-            f"table {name} has no {', '.join(lacking) or 'primary key'}: correct the mapping."
-        )
-    if wanted is not None:
+    if not key:
+        raise KeyUnknown(f"table {name} has no primary key: correct the mapping.")
+    whole = wanted is None or not {*wanted, *key} <= set(columns)
+    if wanted is not None and not (whole and len(columns) <= COLUMNS_MAX):
         carried = {*wanted, *key}
         columns = [column for column in columns if column in carried]
     if len(columns) > COLUMNS_MAX:
@@ -32,5 +32,5 @@ def table_layout(
             f"table {name} has {len(columns)} columns, {COLUMNS_MAX} can be read: map those that "
             "are needed."
         )
-    places = tuple(columns.index(column) for column in key)
+    places = tuple(columns.index(column) for column in key if column in columns)
     return Layout(name, tuple(columns), places, places)

@@ -120,6 +120,7 @@ def snapshot(
     columns: Mapping[str, Sequence[str]] | None = None,
     rest: Rest = WHOLE,
     only: str = "",
+    once: bool = False,
 ) -> Iterator[SnapshotChanges]:
     """Yields every row of the tables as `Op.SNAPSHOT`, in changes that join on.
 
@@ -134,6 +135,7 @@ def snapshot(
       keys, columns: as for `BinlogDecoder`.
       rest: what an earlier reading has left; numbers go on behind those that it gave out.
       only: a condition in SQL that rows must meet; they are then read in one go.
+      once: read one chunk of each table and no more, `only` or not.
 
     Raises:
       pymysql.OperationalError, OSError: the connection is lost, or a table was altered meanwhile;
@@ -152,13 +154,13 @@ def snapshot(
             for table in rest.of(tables)
         ]
         cursor.execute("SET character_set_results = NULL")  # Texts come as they are stored.
-    if only:
+    if only and not once:
         found = [dataclasses.replace(table, chunk_key=()) for table in found]
     seq = rest.last_seq
     if not found:
         yield nothing_left(point.lsn, rest)
     for table in found:
-        reading = _Reading(point, table, seq, batch_rows, batch_bytes, only)
+        reading = _Reading(point, table, seq, batch_rows, batch_bytes, only, once)
         for changes in reading.read(rest):
             seq = changes.last_seq
             if changes.ended and table is found[-1]:
@@ -177,8 +179,10 @@ class _Reading:
         batch_rows: int,
         batch_bytes: int,
         only: str,
+        once: bool,
     ):
         self._point, self._table, self._seq, self._only = point, table, seq, only
+        self._once = once
         self._batch_rows, self._batch_bytes = batch_rows, batch_bytes
         self._reader = PacketReader(point.connection._sock)
         self._area = TextArea()
@@ -210,7 +214,7 @@ class _Reading:
                     self._keep(part)
                     if self._rows >= self._batch_rows or self._bytes >= self._batch_bytes:
                         yield self._take(False)
-            if not key or count < self._batch_rows:
+            if self._once or not key or count < self._batch_rows:
                 break
             after = _tail(self._last, len(key), len(self._lines))
         yield self._take(True)
@@ -220,11 +224,13 @@ class _Reading:
         chosen = [asked.expression for asked in self._table.asked]
         chosen += [part.quoted for part in key]
         query = f"SELECT {', '.join(chosen)} FROM {quote_table(self._table.layout.table)}"
-        query += f" WHERE {self._only}" if self._only else ""
+        conditions = [self._only] if self._only else []
         if key:
             query += " FORCE INDEX (PRIMARY)"
-            if after is not None:
-                query += f" WHERE {_beyond(key, after)}"
+            conditions += [_beyond(key, after)] if after is not None else []
+        if conditions:
+            query += f" WHERE {' AND '.join(f'({one})' for one in conditions)}"
+        if key:
             order = ", ".join(part.quoted for part in key)
             query += f" ORDER BY {order} LIMIT {self._batch_rows}"
         return raw_rows(self._point.connection, self._reader, query, _READ_BYTES)

@@ -2,7 +2,7 @@
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from schemas.batches import RawChanges
 from schemas.clocks import monotonic_s
@@ -17,7 +17,7 @@ from transforms.capture.mariadb.snapshot import (
     later_view,
     snapshot,
 )
-from transforms.capture.mariadb.state import LogState, rows_estimated, state, tables_of
+from transforms.capture.mariadb.state import LogState, columns_of, rows_estimated, state, tables_of
 from transforms.capture.mariadb.stream import BinlogStream
 from transforms.capture.postgresql.slots import SlotState
 from transforms.capture.retention import seconds_left
@@ -60,26 +60,49 @@ class MariaDbSource:
         self._stream: BinlogStream | None = None
         self._unusable = False
         self._looked: LogState | None = None
+        self._passed_over: frozenset[str] = frozenset()
 
     def require_covered(self) -> None:
-        """Checks that all mapped tables exist and are logged, as `slots.ensure_publication_covers`.
+        """Checks that the mapped tables that exist are logged.
 
         Raises:
           SourceUnavailable, RightsMissing: as they say.
           LogSettingsWrong: all that is wrong, with remedies.
         """
-        wrong, _ = self.preflight()
+        wrong, _ = self.preflight(self.columns())
         if wrong:
             raise LogSettingsWrong(" ".join(wrong))
 
-    def preflight(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    def columns(self) -> dict[str, dict[str, str]]:
+        """Returns the columns, to their types, of the mapped tables that exist.
+
+        Raises:
+          SourceUnavailable: no connection.
+        """
+        return columns_of(self._dsn, self._keys, state(self._dsn).fold)
+
+    def pass_over(self, tables: Collection[str]) -> None:
+        """Leaves tables out of snapshots from now on, and only these."""
+        self._passed_over = frozenset(tables)
+
+    @property
+    def _whole(self) -> tuple[str, ...]:
+        return tuple(name for name in self._keys if name not in self._passed_over)
+
+    def preflight(
+        self, tables: Collection[str] | None = None
+    ) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Returns what keeps the link from working, and what is only to be feared, with remedies.
+
+        Args:
+          tables: those that are wanted; None: all mapped ones.
 
         Raises:
           SourceUnavailable, RightsMissing: as they say.
         """
         found = state(self._dsn)
-        return problems(found, tuple(self._keys), tables_of(self._dsn, self._keys, found.fold))
+        wanted = tuple(self._keys if tables is None else tables)
+        return problems(found, wanted, tables_of(self._dsn, wanted, found.fold))
 
     def state(self, applied: Position | None, anchor: Anchor | None = None) -> SlotState:
         """Returns the log as a slot at the ledger's position would look; `lost` means a gap.
@@ -140,7 +163,7 @@ class MariaDbSource:
         Raises:
           SourceUnavailable: no connection.
         """
-        return rows_estimated(self._dsn, self._keys)
+        return rows_estimated(self._dsn, self._whole)
 
     def snapshot(
         self, point: SnapshotPoint, batch_rows: int | None = None, rest: Rest = WHOLE
@@ -148,7 +171,7 @@ class MariaDbSource:
         """Yields all rows of the mapped tables, or the rest of them; see `snapshot.snapshot`."""
         return snapshot(
             point,
-            tuple(self._keys),
+            self._whole,
             batch_rows=batch_rows or self._batch_rows,
             batch_bytes=self._batch_bytes,
             keys=self._keys,

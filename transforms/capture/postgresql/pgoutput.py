@@ -248,7 +248,8 @@ class PgOutputDecoder:
         known = self._relations.get(oid)
         if known is not None and known[0] == message:
             return []
-        layout = _layout(message, self._keys)
+        followed = known is not None and known[1] != _IGNORED
+        layout = _layout(message, self._keys, followed)
         index = _IGNORED
         taken: list[RawChanges] = []
         if layout is not None:
@@ -296,12 +297,21 @@ def _broken(payload: bytes) -> ProtocolError:
     )
 
 
-def _layout(message: bytes, keys: Mapping[str, Sequence[str]] | None) -> Layout | None:
-    """Returns the layout that a Relation message tells, or None for a table passed over."""
+def _layout(
+    message: bytes, keys: Mapping[str, Sequence[str]] | None, followed: bool
+) -> Layout | None:
+    """Returns the layout that a Relation message tells, or None for a table passed over.
+
+    Args:
+      followed: whether the table was followed under the name that it had before: under a new one
+        its rows are told as well, for somebody to refuse them.
+    """
     namespace, name, rest = message[4:].split(b"\0", 2)
     table = f"{namespace.decode() or 'pg_catalog'}.{name.decode()}"
     if keys is not None and table not in keys:
-        return None
+        if not followed:
+            return None
+        keys = {table: ()}
     identity_kind, count = struct.unpack_from("!cH", rest)
     at = 3
     columns: list[str] = []
@@ -315,13 +325,15 @@ def _layout(message: bytes, keys: Mapping[str, Sequence[str]] | None) -> Layout 
     if at != len(rest):
         raise ValueError("not as long as its columns")
     if keys is not None:
-        lacking = sorted(set(keys[table]) - {columns[index] for index in identity})
+        # A key's column that is gone or renamed refuses its rows one by one.
+        here = [column for column in keys[table] if column in columns]
+        lacking = sorted(set(here) - {columns[index] for index in identity})
         if lacking:
             raise KeyUnknown(
                 f"the replica identity of {table} lacks {', '.join(lacking)}: give the table a "
                 "primary key of these columns, or REPLICA IDENTITY FULL."
             )
-        key = tuple(columns.index(column) for column in keys[table])
+        key = tuple(columns.index(column) for column in here)
     elif identity_kind == b"f":
         raise KeyUnknown(f"{table} has REPLICA IDENTITY FULL: its key columns must be given.")
     else:

@@ -299,6 +299,29 @@ def memberships(dsn: str, publication: str, tables: Collection[str]) -> dict[str
         return dict(connection.execute(_MEMBERSHIPS, arguments).fetchall())
 
 
+_COLUMNS = """
+SELECT format('%%s.%%s', n.nspname, c.relname), a.attname, format_type(a.atttypid, a.atttypmod)
+FROM pg_class c
+JOIN pg_namespace n ON n.oid = c.relnamespace
+JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+WHERE c.relkind IN ('r', 'p') AND format('%%s.%%s', n.nspname, c.relname) = ANY (%s)
+ORDER BY a.attnum
+"""
+
+
+def columns(dsn: str, tables: Collection[str]) -> dict[str, dict[str, str]]:
+    """Returns the columns, to their types, of those tables that are there.
+
+    Raises:
+      SourceUnavailable: no connection.
+    """
+    found: dict[str, dict[str, str]] = {}
+    with _session(dsn) as connection:
+        for table, column, kind in connection.execute(_COLUMNS, [list(tables)]):
+            found.setdefault(table, {})[column] = kind
+    return found
+
+
 _IDENTITY = """
 SELECT format('%%s.%%s', n.nspname, c.relname),
   c.relreplident IN ('f', 'i') OR c.relreplident = 'd' AND EXISTS (

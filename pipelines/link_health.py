@@ -4,7 +4,7 @@ from pipelines.sla_facts import SourceFacts, StoreFacts
 from schemas.batches import Lane
 from schemas.config import Config, Link, Retention
 from schemas.positions import Position
-from schemas.reports import Conservation, Health, Risk, State
+from schemas.reports import SETS_APART, SETS_WAIT, Conservation, Health, Risk, State
 from transforms.capture.retention import seconds_left
 
 
@@ -86,6 +86,13 @@ def _judge(link, source, store, slot, ledger, lag_ms, objectives) -> tuple[State
         return State.GAP, "a snapshot is being read"
     if not slot.active:
         return State.DOWN, "nobody reads its slot; start `campus-sync run`"
+    sets = {
+        one.kind: one.detail
+        for one in store.incidents
+        if one.link == link.name and one.state == "open" and one.kind in (SETS_WAIT, SETS_APART)
+    }
+    if sets:
+        return State.BEHIND, sets.get(SETS_WAIT) or sets[SETS_APART]
     if ledger is None:
         return State.GAP, "nothing has been applied yet"
     if lag_ms is not None and lag_ms > objectives.routine_p99_s * 1000:

@@ -16,8 +16,16 @@ class BranchDown(CampusSyncError):
     """A store gives no answer or cannot take the rows now; what it has done is not known."""
 
 
+class BranchBusy(BranchDown):
+    """Another transaction has what this one needs: asked again soon, the store may take it."""
+
+
 class BranchRefused(CampusSyncError):
     """A store will not take these rows, or this account, however often it is asked."""
+
+
+class RowsRefused(BranchRefused):
+    """A store will not take one of these rows for what is in it; it may take the others."""
 
 
 class Branch(typing.Protocol):

@@ -13,9 +13,11 @@ from transforms.capture.mariadb.dsn import parse_dsn
 from transforms.capture.mariadb.session import opened
 from transforms.two_phase.branches import (
     APPLICATION,
+    BranchBusy,
     BranchDown,
     BranchRefused,
     BranchSession,
+    RowsRefused,
     whole_seconds,
 )
 from transforms.two_phase.states import XID_FORMAT, Xid
@@ -25,10 +27,13 @@ _XAER_NOTA = 1397
 _XA_RBROLLBACK = 1402
 _DOWN = {
     *(CR.CR_CONN_HOST_ERROR, CR.CR_CONNECTION_ERROR, CR.CR_SERVER_GONE_ERROR, CR.CR_SERVER_LOST),
-    *(ER.LOCK_WAIT_TIMEOUT, ER.LOCK_DEADLOCK, ER.CON_COUNT_ERROR, ER.SERVER_SHUTDOWN),
+    *(ER.CON_COUNT_ERROR, ER.SERVER_SHUTDOWN),
     *(1290, 1792),  # The server, or the transaction, is read only.
     *(1927, 1969),  # The connection was killed; max_statement_time has passed.
 }
+_BUSY = {ER.LOCK_WAIT_TIMEOUT, ER.LOCK_DEADLOCK}
+# Beside pymysql's own classes: a wrong value, a wrong character, a row or packet too large.
+_ROWS = {1366, 1292, 1118, 1153, 1301}
 _LOST = (OSError, struct.error, pymysql.err.InterfaceError)
 _SCALE = 30
 _TYPES = {
@@ -131,7 +136,7 @@ class MariaDbBranch(BranchSession):
                 value = value.removesuffix("Z")
             elif kind is Kind.DECIMAL and len(value.partition(".")[2]) > _SCALE:
                 self.close()
-                raise BranchRefused(f"branch {self.name}: {name}.{column} has too many places")
+                raise RowsRefused(f"branch {self.name}: {name}.{column} has too many places")
             elif column == "digest":
                 value = bytes.fromhex(value)
             values.append(value)
@@ -181,9 +186,12 @@ class MariaDbBranch(BranchSession):
             return _Unknown(text)
         if code == _XA_RBROLLBACK:
             return _RolledBack(text)
+        if code in _BUSY:
+            return BranchBusy(text)
         if not code or code in _DOWN or isinstance(error, _LOST):
             return BranchDown(text)
-        return BranchRefused(text)
+        content = isinstance(error, pymysql.err.DataError | pymysql.err.IntegrityError)
+        return RowsRefused(text) if content or code in _ROWS else BranchRefused(text)
 
 
 class _Unknown(BranchRefused):

@@ -12,12 +12,14 @@ import time
 import typing
 
 import psycopg
+import pymysql
 
 from runners.embedded.mariadb import MariaDbServer
 from runners.embedded.world import READER
 from schemas.batches import ChangeBatch, Lane
-from schemas.config import load
+from schemas.config import PRIMARY, load
 from schemas.entities import TABLES
+from schemas.links import LinkSettings
 from schemas.panes import RoutinePane, Timing
 from schemas.receipts import Receipt
 from tests.faults.harness import Link, Site
@@ -73,6 +75,11 @@ class SetSite(Site):
         given = {"mode": "refuse", "deadline_s": 5, "branches": branches}
         given["sets"] = ["prescription", "lab_report"]
         self.write_config(two_phase=given | two_phase)
+
+    def settings(self, store: str = PRIMARY) -> LinkSettings:
+        """Returns a link's settings, its slot named as `status` looks for it."""
+        (link,) = (link for link in self.config.links() if link.store == store)
+        return self.config.settings(link)
 
     @property
     def servers(self) -> dict[str, typing.Any]:
@@ -176,7 +183,7 @@ class Watcher:
             for name in self._site.servers:
                 try:
                     found = self._site.lines(name)
-                except (psycopg.OperationalError, OSError, RuntimeError):
+                except (psycopg.OperationalError, pymysql.Error, OSError):
                     continue  # It is down.
                 self.looks += 1
                 for number, lines in found.items():
@@ -187,7 +194,7 @@ class Watcher:
                         self.broken.append((name, number, lines))
 
 
-def serve(path: str, slots: str, die_at: str, times: int) -> None:
+def serve(path: str, die_at: str, times: int) -> None:
     """Runs all links of a configuration, and dies when a step was reached so often."""
     left = times
 
@@ -200,13 +207,9 @@ def serve(path: str, slots: str, die_at: str, times: int) -> None:
 
     write_sets.apply_together = functools.partial(apply_together, reached=reached)
     config = load(path)
-    import dataclasses
-
-    links = []
-    for link in config.links():
-        settings = config.settings(link)
-        links.append(SetLink(dataclasses.replace(settings, slot=settings.slot + slots)))
-        links[-1].__enter__()
+    links = [SetLink(config.settings(link)) for link in config.links()]
+    for link in links:
+        link.__enter__()
     print("ready", flush=True)
     while True:
         time.sleep(1)
@@ -216,4 +219,4 @@ def serve(path: str, slots: str, die_at: str, times: int) -> None:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]))
+    serve(sys.argv[1], sys.argv[2], int(sys.argv[3]))

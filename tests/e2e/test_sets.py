@@ -93,11 +93,14 @@ def assert_equal(site: SetSite) -> None:
 def test_sets_arrive_as_one_by_either_lane(site):
     seed = seed_of_this_run()
     whole = {f"R{n}": {1, 2, 3} for n in range(30)}
+    urgent = "SELECT count(DISTINCT patient_id), count(*) FROM consult.lab_result WHERE lane = 'E'"
     with (
         running(site, Network(seed, 0.2, 0.2, 5)) as links,
         site.hospital() as hospital,
         Watcher(site, whole) as watcher,
     ):
+        for link in links.values():
+            link.hold(Lane.ROUTINE)
         for number in range(30):
             mrn = f"M{number}"
             with hospital.transaction():
@@ -105,26 +108,27 @@ def test_sets_arrive_as_one_by_either_lane(site):
                 for value in ("4.1", "7.9" if number % 3 == 0 else "4.2", "4.3"):
                     hospital.execute(RESULT, (mrn, f"钾 {number}", value))
             prescribe(hospital, f"R{number}", mrn=mrn)
+        # The siblings of a critical value go with it, and are one set at the MariaDB too.
+        for name in site.servers:
+            until(lambda n=name: tuple(site.ask(n, urgent)[0]) == (10, 30), 30, "emergencies")
+        for link in links.values():
+            link.release(Lane.ROUTINE)
         site.drain()
-        emergencies = {name: site.progress(name, Lane.EMERGENCY) for name in STORES}
+        query = "SELECT captured FROM sync.progress WHERE lane = 'emergency'"
+        for name in STORES:
+            until(lambda n=name: site.ask(n, query) == [(60,)], 30, "the emergency lane's end")
     assert watcher.looks and not watcher.partial
-    assert all(emergencies.values())
     assert site.lines(WEST) == whole
     assert_equal(site)
     site.prove()
-    # The siblings of a critical value went with it, and what was brought counts as delivered.
-    query = (
-        "SELECT patient_id, count(*), count(DISTINCT lane) FROM consult.lab_result"
-        " GROUP BY patient_id"
-    )
-    assert {(n, lanes) for _, n, lanes in site.ask("east", query)} == {(3, 1)}
-    urgent = "SELECT count(DISTINCT patient_id) FROM consult.lab_result WHERE lane = 'E'"
-    assert site.ask(WEST, urgent)[0][0] >= 10
     for store in STORES:
-        delivered = sum(row["delivered"] for row in site.facts(store)["progress"])
-        assert delivered == 6 * 30, site.facts(store)["progress"]
+        # What this process brought counts as delivered, with its lag, and once: by the lane that
+        # came first to its store.
+        lanes = site.facts(store)["progress"]
+        assert sum(lane["delivered"] for lane in lanes) == 180, lanes
+        assert sum(lane["captured"] for lane in lanes) == 240, lanes
+        assert sum(r.rows_per_commit.sum() for r in links[store].receipts) == 180
         assert incidents(site, store) == []
-    assert links["east"].receipts
 
 
 @pytest.mark.parametrize("victim", ["east", WEST])
@@ -186,8 +190,10 @@ def test_degraded_sets_are_completed(site, capsys):
                 "the others have it",
             )
             assert main(["in-doubt", "list", "--config", str(site.path), "--json"]) == 1
-            (one,) = json.loads(capsys.readouterr().out)["unfinished"]
-            assert (one["state"], one["incomplete_at"]) == ("commit", [victim])
+            unfinished = json.loads(capsys.readouterr().out)["unfinished"]
+            # Who has just come back may be passed over once more, and its link writes it again.
+            assert unfinished and {one["state"] for one in unfinished} == {"commit"}
+            assert all(victim in one["incomplete_at"] for one in unfinished)
             site.servers[victim].start()
             until(lambda: recover_all(site.config).clean, 30, "recovery completes it")
             assert site.lines(victim)[number] == {1, 2, 3}
@@ -258,6 +264,8 @@ def test_killed_at_any_step_all_or_none(site):
     cases = [case for _ in range(-(-KILLS // len(cases))) for case in chance.sample(cases, 26)]
     numbers = itertools.count(1)
     whole: dict[str, set[int]] = {}
+    with running(site):
+        site.drain()  # History goes to each store by itself.
     with site.hospital() as hospital, Watcher(site, whole) as watcher:
         for step, mode in cases[:KILLS]:
             site.configure(mode=mode, deadline_s=2)
@@ -296,7 +304,7 @@ def test_killed_at_any_step_all_or_none(site):
 
 @contextlib.contextmanager
 def worker(site: SetSite, die_at: str, times: int) -> collections.abc.Iterator[subprocess.Popen]:
-    command = [sys.executable, "-m", "tests.set_sites", str(site.path), site.name, die_at]
+    command = [sys.executable, "-m", "tests.set_sites", str(site.path), die_at]
     with subprocess.Popen([*command, str(times)], cwd=ROOT, stdout=subprocess.PIPE) as process:
         try:
             assert process.stdout.readline() == b"ready\n"
@@ -311,6 +319,6 @@ def test_without_sets_nothing_is_asked(site):
     with running(site) as links, site.hospital() as hospital:
         prescribe(hospital, "R1")
         site.drain()
-    assert links and site.ask(WEST, "SELECT count(*) FROM prescription") == ((0,),) or True
+    assert links and site.ask(WEST, "SELECT count(*) FROM prescription") == [(0,)]
     assert site.ask("primary", "SELECT count(*) FROM sync.two_phase") == [(0,)]
     assert site.ask("primary", "SELECT DISTINCT lane FROM consult.prescription") == [("R",)]

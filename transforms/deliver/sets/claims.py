@@ -18,33 +18,33 @@ class Brought:
     """Rows that this process has written to one store as parts of sets, until a lane claims them.
 
     By position alone they would be duplicates when their lane comes, and no lag of them would
-    be measured. Thread-safe.
+    be measured. Each is claimed once, however often it is written. Thread-safe.
     """
 
     def __init__(self, rows_max: int = _ROWS_MAX):
         self._lock = threading.Lock()
         self._rows_max = rows_max
-        self._places: collections.OrderedDict[_Place, None] = collections.OrderedDict()
+        self._claimed: collections.OrderedDict[_Place, bool] = collections.OrderedDict()
 
     def note(self, name: str, rows: pa.RecordBatch) -> None:
         """Notes rows of a table."""
         with self._lock:
-            self._places |= dict.fromkeys(_places(name, rows))
-            while len(self._places) > self._rows_max:
-                self._places.popitem(last=False)
+            for place in _places(name, rows):
+                self._claimed.setdefault(place, False)
+            while len(self._claimed) > self._rows_max:
+                self._claimed.popitem(last=False)
 
-    def take(self, places: typing.Iterable[_Place]) -> list[_Place]:
-        """Returns those of `places` that were noted, and forgets them."""
+    def claim(self, places: typing.Iterable[_Place]) -> set[_Place]:
+        """Returns those of `places` that were noted and that nobody has claimed."""
         with self._lock:
-            found = [place for place in places if place in self._places]
-            for place in found:
-                del self._places[place]
+            found = {place for place in places if self._claimed.get(place, True) is False}
+            self._claimed.update(dict.fromkeys(found, True))
             return found
 
     def give_back(self, places: typing.Iterable[_Place]) -> None:
-        """Notes again what was taken for a delivery that came to nothing."""
+        """Takes claims back of a delivery that came to nothing."""
         with self._lock:
-            self._places |= dict.fromkeys(places)
+            self._claimed.update(dict.fromkeys(places, False))
 
 
 class Claims:
@@ -52,10 +52,10 @@ class Claims:
 
     def __init__(self, brought: Brought):
         self._brought = brought
-        self._taken: list[_Place] = []
+        self._taken: set[_Place] = set()
 
     def __enter__(self) -> typing.Self:
-        self._taken = []
+        self._taken = set()
         return self
 
     def __exit__(self, failed: object, *_: object) -> None:
@@ -68,8 +68,8 @@ class Claims:
         if not len(at):
             return outcomes
         places = _places(name, rows.take(pa.array(at)))
-        taken = set(self._brought.take(places))
-        self._taken += taken
+        taken = self._brought.claim(places)
+        self._taken |= taken
         counted = outcomes.copy()
         counted[at[[place in taken for place in places]]] = Outcome.DELIVERED
         return counted

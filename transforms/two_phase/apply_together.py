@@ -66,6 +66,7 @@ def apply_together(
     deadline_s: float = 10.0,
     monotonic: Callable[[], float] = monotonic_s,
     reached: Callable[[str], None] = lambda step: None,
+    keep_sessions: bool = False,
 ) -> Together:
     """Writes `sets` to all `branches`: two phases, decided in `log`.
 
@@ -78,6 +79,7 @@ def apply_together(
       on_branch_down: with DEGRADE, a branch that is down is given the set later by `recover`.
       deadline_s: from the beginning to the decision.
       reached: told of every step behind it, in order: for tests.
+      keep_sessions: of branches that have been told the end, for the next set.
 
     Raises:
       ValueError: the sets cannot be written as one; see `encode`.
@@ -107,7 +109,10 @@ def apply_together(
         return _settled(log, work, ordered, state)
     finally:
         for branch in ordered:
-            branch.close()
+            if keep_sessions and branch.name in work.told:
+                branch.rest()
+            else:
+                branch.close()
 
 
 class _Work:
@@ -124,6 +129,7 @@ class _Work:
         self._here = here
         self.votes: dict[str, Vote] = {}
         self.told_to_prepare: set[str] = set()
+        self.told: set[str] = set()
         self.reasons: list[str] = []
         self.down: list[tuple[str, str]] = []
         self.busy = self.rows_refused = False
@@ -188,6 +194,7 @@ def _settled(log: DecisionLog, work: _Work, ordered: Sequence[Branch], state: St
         if not settled and work.votes[branch.name] is not Vote.DOWN:
             with contextlib.suppress(BranchDown, BranchRefused):
                 settled = branch.settle(work.xid(branch.name), commit)
+                work.told |= {branch.name} if settled else set()
         (done if settled else waiting).append(branch.name)
         work.reached(f"settled {branch.name}")
     with contextlib.suppress(StoreUnavailable):  # It is decided; recovery finds them done.

@@ -36,6 +36,7 @@ _BUSY = {ER.LOCK_WAIT_TIMEOUT, ER.LOCK_DEADLOCK}
 _ROWS = {1366, 1292, 1118, 1153, 1301}
 _LOST = (OSError, struct.error, pymysql.err.InterfaceError)
 _SCALE = 30
+_REST_S = 3600  # A session that is kept and holds nothing may be silent so long.
 _TYPES = {
     Kind.TEXT: "LONGTEXT",
     Kind.INT: "BIGINT",
@@ -70,9 +71,9 @@ class MariaDbBranch(BranchSession):
         super().__init__(name, seconds)
         self._server = parse_dsn(dsn)
 
-    def begin(self, xid: Xid, seconds: float) -> None:
-        self.close()
-        self._seconds, self._xid = seconds, xid
+    def _begin(self, xid: Xid, seconds: float) -> None:
+        if self._conn is not None:
+            self._run(_limits(seconds))
         self._run(f"XA START {_literal(xid)}")
 
     def write(self, writes: Sequence[TableWrite]) -> None:
@@ -98,6 +99,12 @@ class MariaDbBranch(BranchSession):
         self._run("BEGIN")
         self.write(writes)
         self._run("COMMIT")
+
+    def rest(self) -> None:
+        try:
+            self._run(f"SET wait_timeout = {_REST_S}")
+        except BranchDown:
+            self.close()
 
     def close(self) -> None:
         conn, self._conn = self._conn, None
@@ -170,12 +177,8 @@ class MariaDbBranch(BranchSession):
                 program_name=APPLICATION,
             )
             with self._conn.cursor() as cursor:
-                cursor.execute(
-                    "SET sql_mode = 'STRICT_ALL_TABLES', time_zone = '+00:00',"
-                    f" innodb_lock_wait_timeout = {seconds}, lock_wait_timeout = {seconds},"
-                    f" max_statement_time = {seconds}, wait_timeout = {seconds + 1},"
-                    f" idle_transaction_timeout = {seconds}"
-                )
+                cursor.execute("SET sql_mode = 'STRICT_ALL_TABLES', time_zone = '+00:00'")
+                cursor.execute(_limits(self._seconds))
                 cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
         return self._conn
 
@@ -192,6 +195,16 @@ class MariaDbBranch(BranchSession):
             return BranchDown(text)
         content = isinstance(error, pymysql.err.DataError | pymysql.err.IntegrityError)
         return RowsRefused(text) if content or code in _ROWS else BranchRefused(text)
+
+
+def _limits(seconds: float) -> str:
+    """Returns the statement by which the server ends what takes longer, and a silent session."""
+    whole = whole_seconds(seconds)
+    return (
+        f"SET innodb_lock_wait_timeout = {whole}, lock_wait_timeout = {whole},"
+        f" max_statement_time = {whole}, wait_timeout = {whole + 1},"
+        f" idle_transaction_timeout = {whole}"
+    )
 
 
 class _Unknown(BranchRefused):

@@ -52,10 +52,10 @@ class PostgresBranch(BranchSession):
         self._dsn = dsn
         self._said: str | None = None
 
-    def begin(self, xid: Xid, seconds: float) -> None:
-        self.close()
-        self._seconds, self._xid = seconds, xid
-        self._run("BEGIN")
+    def _begin(self, xid: Xid, seconds: float) -> None:
+        kept = self._conn
+        limits = "" if kept is None else _session(seconds, kept.info.server_version)
+        self._run(f"{limits} BEGIN")
 
     def write(self, writes: Sequence[TableWrite]) -> None:
         for write in writes:
@@ -74,6 +74,9 @@ class PostgresBranch(BranchSession):
         self._run("BEGIN")
         self.write(writes)
         self._end("COMMIT")
+
+    def rest(self) -> None:
+        """Nothing to do: an open session without a transaction has no limit."""
 
     def close(self) -> None:
         conn, self._conn = self._conn, None

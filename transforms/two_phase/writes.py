@@ -1,6 +1,7 @@
 """A set of canonical rows that is written as one, in the form that any branch can write."""
 
 import dataclasses
+import functools
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -79,6 +80,7 @@ def from_json(content: Sequence[Sequence]) -> list[TableWrite]:
     return [TableWrite(*part) for part in content]
 
 
+@functools.lru_cache
 def names_of(table: Table, bare: bool = False) -> tuple[str, ...]:
     """Returns the columns that a write gives; of `bare` rows those that it changes, too."""
     own = () if bare else tuple(column.name for column in table.columns)

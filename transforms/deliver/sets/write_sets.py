@@ -159,7 +159,14 @@ class SetWriter:
         branches = [_Absent(b.name, down[b.name]) if b.name in down else b for b in self._branches]
         for attempt in range(1, _ATTEMPTS + 1):
             try:
-                done = apply_together(self._log, [given], branches, policy, self._sets.deadline_s)
+                done = apply_together(
+                    self._log,
+                    [given],
+                    branches,
+                    policy,
+                    self._sets.deadline_s,
+                    keep_sessions=True,
+                )
             except InDoubt as error:
                 raise SetsWait(f"sets wait: {error}") from None
             except StoreUnavailable as error:

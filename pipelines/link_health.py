@@ -39,6 +39,9 @@ def link_health(
         clock_us = source.clock_us if source else now_us
         lag_ms = 0 if backlog == 0 else max(0, clock_us - ledger.watermark_us) // 1000
     state, why = _judge(link, source, store, slot, ledger, lag_ms, config.objectives)
+    if sets := _sets(link, store):
+        state = State.BEHIND if state is State.UP else state
+        why = f"{sets} ({why})" if why else sets
     left = _seconds_left(link, source, ledger, units_per_s or 0.0)
     return Health(
         link=link.name,
@@ -52,6 +55,14 @@ def link_health(
         seconds_left=left,
         log_risk=risk_of(left, config.retention),
     )
+
+
+def _sets(link: Link, store: StoreFacts | None) -> str:
+    """Says what keeps the link's sets from being written to all stores as one, or ""."""
+    for one in () if store is None else store.incidents:
+        if one.link == link.name and one.state == "open" and one.kind in (SETS_WAIT, SETS_APART):
+            return one.detail
+    return ""
 
 
 def risk_of(seconds_left: float | None, limits: Retention) -> Risk:
@@ -86,13 +97,6 @@ def _judge(link, source, store, slot, ledger, lag_ms, objectives) -> tuple[State
         return State.GAP, "a snapshot is being read"
     if not slot.active:
         return State.DOWN, "nobody reads its slot; start `campus-sync run`"
-    sets = {
-        one.kind: one.detail
-        for one in store.incidents
-        if one.link == link.name and one.state == "open" and one.kind in (SETS_WAIT, SETS_APART)
-    }
-    if sets:
-        return State.BEHIND, sets.get(SETS_WAIT) or sets[SETS_APART]
     if ledger is None:
         return State.GAP, "nothing has been applied yet"
     if lag_ms is not None and lag_ms > objectives.routine_p99_s * 1000:

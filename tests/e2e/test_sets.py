@@ -247,6 +247,25 @@ def test_a_bad_line_is_a_dead_letter_and_holds_up_nothing(site):
     site.prove()
 
 
+def test_values_that_the_log_does_not_carry_go_store_by_store(site, caplog):
+    with site.administrator() as owner:
+        owner.execute("ALTER TABLE lis.result REPLICA IDENTITY DEFAULT")
+        owner.execute("ALTER TABLE lis.result ALTER val_txt SET STORAGE EXTERNAL")
+    with running(site), site.hospital() as hospital:
+        hospital.execute(RESULT, ("M1", "血培养", "4.1"))
+        hospital.execute("UPDATE lis.result SET val_txt = repeat('x', 20000)")
+        site.drain()
+        hospital.execute("UPDATE lis.result SET status = 'corrected'")  # The text is not logged.
+        site.drain()
+        query = "SELECT status, length(value_text) FROM consult.lab_result"
+        assert [site.ask(name, query) for name in STORES] == [[("corrected", 20000)]] * 2
+        assert "REPLICA IDENTITY FULL" in caplog.text
+        hospital.execute("UPDATE lis.result SET val_txt = repeat('y', 20000)")
+        site.drain()
+    assert_equal(site)
+    site.prove()
+
+
 STEPS = (
     "begun",
     *(f"{step} {name}" for name in ("east", "primary", WEST) for step in ("written", "prepared")),

@@ -87,14 +87,26 @@ class SetWriter:
             return
         self._refusals_left, self._divided, self._apart = _REFUSALS_MAX, [], ""
         try:
-            if self._lacking(store, batches):
-                with self._shared.writing[self._lane]:
-                    for sets in self._lacking(store, batches):
-                        self._write(sets)
+            if lacking := self._lacking(store, batches):
+                self._write_in_turn(store, batches, lacking)
         except SetsWait as error:
             self._tell(store, SETS_WAIT, str(error))
             raise
         self._tell_what_came(store)
+
+    def _write_in_turn(
+        self, store: Store, batches: Sequence[ChangeBatch], lacking: list[CommitSets]
+    ) -> None:
+        writing = self._shared.writing[self._lane]
+        waits = not writing.acquire(blocking=False)
+        if waits:
+            writing.acquire()
+        try:
+            # Whom it waited for may have written the same.
+            for sets in self._lacking(store, batches) if waits else lacking:
+                self._write(sets)
+        finally:
+            writing.release()
 
     def _lacking(self, store: Store, batches: Sequence[ChangeBatch]) -> list[CommitSets]:
         return store.lacking_sets(batches, self._lane, self._sets.tables, self._by_commit)

@@ -4,7 +4,7 @@ from pipelines.sla_facts import SourceFacts, StoreFacts
 from schemas.batches import Lane
 from schemas.config import Config, Link, Retention
 from schemas.positions import Position
-from schemas.reports import Conservation, Health, Risk, State
+from schemas.reports import SETS_APART, SETS_WAIT, Conservation, Health, Risk, State
 from transforms.capture.retention import seconds_left
 
 
@@ -39,6 +39,9 @@ def link_health(
         clock_us = source.clock_us if source else now_us
         lag_ms = 0 if backlog == 0 else max(0, clock_us - ledger.watermark_us) // 1000
     state, why = _judge(link, source, store, slot, ledger, lag_ms, config.objectives)
+    if sets := _sets(link, store):
+        state = State.BEHIND if state is State.UP else state
+        why = f"{sets} ({why})" if why else sets
     left = _seconds_left(link, source, ledger, units_per_s or 0.0)
     return Health(
         link=link.name,
@@ -52,6 +55,14 @@ def link_health(
         seconds_left=left,
         log_risk=risk_of(left, config.retention),
     )
+
+
+def _sets(link: Link, store: StoreFacts | None) -> str:
+    """Says what keeps the link's sets from being written to all stores as one, or ""."""
+    for one in () if store is None else store.incidents:
+        if one.link == link.name and one.state == "open" and one.kind in (SETS_WAIT, SETS_APART):
+            return one.detail
+    return ""
 
 
 def risk_of(seconds_left: float | None, limits: Retention) -> Risk:

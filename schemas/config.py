@@ -15,7 +15,8 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from schemas.errors import ConfigError
 from schemas.links import Limits as LinkLimits
-from schemas.links import LinkSettings
+from schemas.links import LinkSettings, SetSettings
+from schemas.set_words import SETS, fault_of
 from schemas.yaml_lines import LineOf, Problem, problems_error, read_model, suggest
 
 PRIMARY = "primary"  # The platform's consult store.
@@ -124,12 +125,14 @@ class TwoPhase(_Model):
     """How sets of rows are written to several stores, all or none (ADR 0022).
 
     `mode` says what a store that is down does to a set. `branches` are further databases with the
-    canonical tables, `mariadb://`; their names are none of the stores'.
+    canonical tables, `mariadb://`; their names are none of the stores'. `sets`, words of
+    `schemas.set_words`, are what deliveries write that way (ADR 0026).
     """
 
     mode: typing.Annotated[typing.Literal["refuse", "degrade", "off"], _OrOff] = OFF
     deadline_s: _Positive = 10
     branches: dict[Name, _MariaDbUrl] = {}
+    sets: tuple[str, ...] = ()
 
 
 class Reconcile(_Model):
@@ -263,6 +266,22 @@ class Config(_Model):
             one_worker=one_worker,
             source_kind=source.kind,
             source_options=source.options,
+            sets=self._sets_of(link.source),
+        )
+
+    def _sets_of(self, source: str) -> SetSettings | None:
+        """Returns what a source's links write together; None: nothing, or to one store alone."""
+        settings = self.two_phase
+        fed = {link.store for link in self.links() if link.source == source}
+        if settings.mode == OFF or not settings.sets or len(fed) + len(settings.branches) < 2:
+            return None
+        return SetSettings(
+            tables=tuple(SETS[word] for word in settings.sets),
+            degrade=settings.mode == "degrade",
+            deadline_s=settings.deadline_s,
+            log_dsn=self.stores[PRIMARY].dsn,
+            stores=tuple((name, self.stores[name].dsn) for name in self.stores if name in fed),
+            branches=tuple(settings.branches.items()),
         )
 
 
@@ -279,6 +298,7 @@ def load(path: str | pathlib.Path) -> Config:
     problems: list[Problem] = []
     note = functools.partial(_note, problems, line_of)
     _check_links(config, note)
+    _check_sets(config, note)
     _check_exchange(config, note)
     _check_databases(config, note)
     _check_limits(config, note)
@@ -423,6 +443,18 @@ def _check_links(config: Config, note) -> None:
             )
         if len(link.slot) > _IDENTIFIER_BYTES_MAX:
             note(("sources", link.source), f"slot {link.slot} is too long", "shorten the names.")
+
+
+def _check_sets(config: Config, note) -> None:
+    words = config.two_phase.sets
+    for i, word in enumerate(words):
+        place = ("two_phase", "sets", i)
+        if fault := fault_of(word):
+            note(place, *fault)
+        elif word in words[:i]:
+            note(place, f"`{word}` stands twice", "remove one.")
+    if words and config.two_phase.mode == OFF:
+        note(("two_phase", "sets"), "needs a mode", "`mode: refuse`, or `mode: degrade`.")
 
 
 def _check_exchange(config: Config, note) -> None:

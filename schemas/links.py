@@ -42,6 +42,26 @@ class Limits:
 
 
 @dataclasses.dataclass(frozen=True)
+class SetSettings:
+    """What a source's links write to several stores all or none, and how (ADR 0026).
+
+    Attributes:
+      tables: of each kind of set. degrade: a store that is down gets its sets later; else nobody
+        gets them before. deadline_s: of one two-phase commit.
+      log_dsn: of the primary store, which keeps the decisions.
+      stores: name and connection string of every store that the source feeds.
+      branches: likewise of the MariaDBs that hold the canonical tables, too.
+    """
+
+    tables: tuple[tuple[str, ...], ...]
+    degrade: bool
+    deadline_s: float
+    log_dsn: str
+    stores: tuple[tuple[str, str], ...]
+    branches: tuple[tuple[str, str], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
 class LinkSettings:
     """Everything a worker needs to serve one link; holds references to secrets, never secrets.
 
@@ -52,6 +72,7 @@ class LinkSettings:
       source_dsn, store_dsn: libpq connection strings; passwords by passfile or service.
       mapping, rules: absolute paths of the campus's mapping and emergency rules files.
       key_ref: where the dead letters' key is (`file:` or `env:`).
+      sets: None where every store's rows are its own matter.
       one_worker: whether the process that reads the link also delivers it: batches then
         stay in it and tickets for them travel (ADR 0011). Wrong, it only costs time.
     """
@@ -70,3 +91,4 @@ class LinkSettings:
     one_worker: bool = False
     source_kind: str = "postgresql"
     source_options: str = ""
+    sets: SetSettings | None = None

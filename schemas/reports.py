@@ -19,6 +19,9 @@ from schemas.tables import Kind
 VERSION = 1
 SCHEMA_DRIFT = "schema_drift"  # Kind of incident: tables of the source are not as mapped.
 ONE_SIDED = "emergency_one_sided"  # Kind of incident: one store has an emergency, one has not.
+# Of sets that are to be written to several stores as one: they wait for a store that is down; the
+# primary store is down and each store writes for itself; one was not, since a row is refused.
+SETS_WAIT, SETS_APART, SET_DIVIDED = "sets_wait", "sets_apart", "set_divided"
 
 
 # Why a change is refused before it is counted in a manifest; a store's reasons are other ones.

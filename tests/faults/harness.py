@@ -106,7 +106,7 @@ class Site:
 
     def write_config(self, mapping: str = "postgresql_his", **more) -> Config:
         """Writes campuses.yaml and returns it read; `limits` stay unless they are given."""
-        self._limits = more.get("limits", getattr(self, "_limits", None))
+        self._limits = more.pop("limits", getattr(self, "_limits", None))
         content = {
             "version": 1,
             "sources": {
@@ -122,6 +122,7 @@ class Site:
             },
             "dead_letter_key": "file:key",
             "limits": self._limits,
+            **more,
         }
         self.path = self.folder / "campuses.yaml"
         self.path.write_text(yaml.safe_dump(content))

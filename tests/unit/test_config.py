@@ -293,3 +293,30 @@ def test_two_phase_names_mariadb_copies_beside_the_stores(write):
         write(text.replace("mariadb://", "postgresql://"))
     )
     assert "two_phase.deadline_s" in refusal(write(GOOD + "two_phase: {deadline_s: 0}\n"))
+
+
+def test_sets_are_words_for_tables_that_go_together(write):
+    def settings(text: str, **change):
+        config = load(write(text))
+        return [config.settings(link).sets for link in config.links()]
+
+    assert not any(settings(GOOD + "two_phase: {mode: refuse}\n"))
+    text = GOOD + "two_phase: {mode: refuse, sets: [prescription, lab_report]}\n"
+    config = load(write(text))
+    for link, found in zip(config.links(), settings(text), strict=True):
+        stores = {other.store for other in config.links() if other.source == link.source}
+        if len(stores) == 1:
+            assert found is None  # One store is one transaction already.
+        else:
+            assert found.tables == (("prescription",), ("lab_report", "lab_result"))
+            assert {name for name, _ in found.stores} == stores
+    assert any(settings(text))
+    for word, told in (
+        ("lab_result", "is a part of the set `lab_report`"),
+        ("patient", "are edited at the stores"),
+        ("rx", "no set `rx`"),
+    ):
+        said = refusal(write(text.replace("lab_report", word)))
+        assert told in said and "two_phase.sets.1" in said
+    assert "stands twice" in refusal(write(text.replace("lab_report", "prescription")))
+    assert "needs a mode" in refusal(write(text.replace("mode: refuse, ", "")))

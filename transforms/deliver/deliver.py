@@ -13,6 +13,9 @@ from schemas.errors import StoreUnavailable
 from schemas.links import LinkSettings
 from schemas.panes import RoutinePane
 from schemas.receipts import Receipt
+from transforms.deliver.sets.claims import Claims
+from transforms.deliver.sets.source_sets import source_sets
+from transforms.deliver.sets.write_sets import SetWriter
 from transforms.deliver.store import Store
 from transforms.parking import HERE
 from transforms.seal_dead_letters import Sealer
@@ -32,24 +35,31 @@ class _DeliverFn(beam.DoFn):
         self._lane = lane
         self._now_us = now_us
         self._store: Store | None = None
+        self._sets: SetWriter | None = None
         self._unclaimed = Metrics.counter("deliver", f"{lane}_unclaimed_batches_total")
         self._refused = Metrics.counter("deliver", f"{lane}_refused_batches_total")
         self._delivered = Metrics.counter("deliver", f"{lane}_delivered_rows_total")
         self._dead = Metrics.counter("deliver", f"{lane}_dead_letters_total")
 
     def setup(self):
+        settings, claims = self._settings, None
+        if settings.sets is not None:
+            self._sets = SetWriter(settings, self._lane)
+            claims = Claims(source_sets(settings).brought(settings.store))
         self._store = Store(
-            self._settings.store_dsn,
-            link=self._settings.name,
-            campus=self._settings.source,
-            sealer=Sealer(self._settings.key_ref),
+            settings.store_dsn,
+            link=settings.name,
+            campus=settings.source,
+            sealer=Sealer(settings.key_ref),
             now_us=self._now_us,
             verify=HERE.verify,
+            claims=claims,
         )
 
     def teardown(self):
-        if self._store is not None:
-            self._store.close()
+        for part in (self._store, self._sets):
+            if part is not None:
+                part.close()
 
     def _apply(self, batches: tuple[ChangeBatch, ...], late: int) -> Iterator[Receipt]:
         found = [batch for stub in batches if (batch := HERE.claim(stub)) is not None]
@@ -59,10 +69,12 @@ class _DeliverFn(beam.DoFn):
         if not found:
             return
         try:
+            if self._sets is not None:
+                self._sets.bring(self._store, found)
             receipt = self._store.apply(found, self._lane, late=late)
         except StoreUnavailable as error:
             self._refused.inc(len(batches))
-            # The text of a StoreUnavailable names server and SQLSTATE only.
+            # The text of a StoreUnavailable names servers and SQLSTATEs only.
             _LOGGER.warning("link %s: %s", self._settings.name, error)
             return
         HERE.applied(self._settings.name).set()

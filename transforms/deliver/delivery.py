@@ -23,8 +23,9 @@ from transforms.deliver.merging.compact import Compacted, compact
 from transforms.deliver.merging.merge import TableMerger
 from transforms.deliver.merging.outcomes import ExpressRefused, Merged, Outcome, Refusal, is_data
 from transforms.deliver.merging.refused_rows import rejected
-from transforms.deliver.merging.trim import Part, Sums, add_to, negative, runs_of, sums_of
+from transforms.deliver.merging.trim import Part, Sums, add_to, negative, runs_of, sums_of, unswept
 from transforms.deliver.replay_letter import STORE_KINDS
+from transforms.deliver.sets.claims import Claims
 from transforms.seal_dead_letters import Sealer
 from transforms.turns import turn
 
@@ -75,8 +76,10 @@ class Delivery:
         parts: Sequence[Part],
         before: LedgerState,
         after: LedgerState,
+        claims: Claims | None = None,
     ):
         self._conn = conn
+        self._claims = claims
         self._link, self._campus, self._lane = link, campus, lane
         self._batches = [part.batch for part in parts]
         self._before, self._after = before, after
@@ -120,7 +123,10 @@ class Delivery:
                     merged |= {name: mergers[name].merge(rows) for name, rows in part.items()}
             for name, compacted in work.items():
                 done = self._without_overtaken(compacted, merged[name])
-                self._note_outcomes(compacted, done.outcomes)
+                outcomes = done.outcomes
+                if self._claims is not None:
+                    outcomes = self._claims.delivered(name, compacted.rows, outcomes)
+                self._note_outcomes(compacted, outcomes)
                 self._note_refused(name, compacted, done.refusals, run[name])
 
     def _add_applied(self, name: str, rows: pa.RecordBatch, sign: int = 1) -> None:
@@ -232,19 +238,9 @@ class Delivery:
         )
 
     def _without_swept(self, rows: pa.RecordBatch) -> pa.RecordBatch:
-        """Leaves out what is older than a finished snapshot of its table, which had the last word.
-
-        Without this an old copy that comes late would bring back a row that is gone.
-        """
-        sweeps = self._before.sweeps
-        lsn = rows["_lsn"].to_numpy()
-        if not sweeps or lsn.min() >= max(sweeps.values()):
-            return rows
-        tables = rows["_src_table"]
-        bounds = np.array([sweeps.get(t, 0) for t in tables.dictionary.to_pylist()], np.int64)
-        old = lsn < bounds[tables.indices.to_numpy()]
-        self._outcomes[Outcome.SUPERSEDED] += int(old.sum())
-        return rows.filter(pa.array(~old))
+        left = unswept(rows, self._before.sweeps)
+        self._outcomes[Outcome.SUPERSEDED] += rows.num_rows - left.num_rows
+        return left
 
     def _without_overtaken(self, compacted: Compacted, merged: Merged) -> Merged:
         """Counts as superseded what has no base since a snapshot went on by a later view.

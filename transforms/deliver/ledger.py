@@ -315,7 +315,8 @@ class LedgerState:
         return dataclasses.replace(self, position=position, islands=tuple(islands))
 
 
-_LOCK = "SELECT lsn, seq FROM sync.progress WHERE link = %s AND lane = %s FOR UPDATE"
+_LOOK = "SELECT lsn, seq FROM sync.progress WHERE link = %s AND lane = %s"
+_LOCK = f"{_LOOK} FOR UPDATE"
 _CREATE = """\
 INSERT INTO sync.progress (link, lane, lsn, seq, captured, delivered, duplicates, superseded,
     held, dead, swept, commit_us, watermark_us)
@@ -352,8 +353,20 @@ def lock(conn: psycopg.Connection, link: str, lane: Lane) -> LedgerState:
             break
         conn.execute(_CREATE, (link, lane.value, *START))
         conn.execute("COMMIT")
+    return _state(row, known.fetchall())
+
+
+def look(conn: psycopg.Connection, link: str, lane: Lane) -> LedgerState:
+    """Returns a lane's ledger as it is now; it may move at once."""
+    with conn.pipeline():
+        found = conn.execute(_LOOK, (link, lane.value), prepare=True)
+        known = conn.execute(_KNOWN, {"link": link, "lane": lane.value}, prepare=True)
+    return _state(found.fetchone() or START, known.fetchall())
+
+
+def _state(row: Sequence[int], facts: Sequence[tuple]) -> LedgerState:
     islands, sweeps, running, view_lsn = [], {}, False, 0
-    for kind, table, lsn, seq, end_lsn, end_seq in known.fetchall():
+    for kind, table, lsn, seq, end_lsn, end_seq in facts:
         if kind == "island":
             islands.append((Position(lsn, seq), Position(end_lsn, end_seq)))
         elif kind == "sweep":

@@ -144,6 +144,16 @@ def set_incident(conn: psycopg.Connection, link: str, kind: str, detail: str) ->
         return conn.execute(statement, (link, kind, detail, link, kind)).rowcount == 1
 
 
+def note_past(conn: psycopg.Connection, link: str, kind: str, detail: str) -> None:
+    """Notes something that has happened and is over, once."""
+    conn.execute(
+        "INSERT INTO sync.incident (link, kind, detail, state, closed_at)"
+        " SELECT %s, %s, %s, 'closed', now() WHERE NOT EXISTS (SELECT FROM sync.incident"
+        " WHERE link = %s AND kind = %s AND detail = %s)",
+        (link, kind, detail, link, kind, detail),
+    )
+
+
 def close_incident(conn: psycopg.Connection, link: str, kind: str) -> bool:
     """Closes the open incident of this link and kind; returns whether there was one."""
     with conn.transaction():

@@ -1,5 +1,6 @@
 """A consult store as a link delivers to it: one connection, each work a transaction."""
 
+import contextlib
 import logging
 import typing
 from collections.abc import Callable, Iterable, Sequence
@@ -22,6 +23,9 @@ from transforms.deliver.merging.merge import TableMerger
 from transforms.deliver.merging.outcomes import ContendedError, ExpressRefused
 from transforms.deliver.merging.trim import new_parts
 from transforms.deliver.replay_letter import Retrial, Settled, settle
+from transforms.deliver.sets.claims import Claims
+from transforms.deliver.sets.commit_sets import CommitSets
+from transforms.deliver.sets.lacking_sets import lacking_sets
 from transforms.seal_dead_letters import Sealer
 
 _LOGGER = logging.getLogger(__name__)
@@ -57,6 +61,7 @@ class Store:
       sealer: seals what the store refuses.
       now_us: microseconds since 1970.
       verify: raises SealBrokenError where a batch is not as it was sealed.
+      claims: what this process has written of sets for the store: delivered, not duplicates.
     """
 
     def __init__(
@@ -67,6 +72,7 @@ class Store:
         sealer: Sealer,
         now_us: Callable[[], int],
         verify: Callable[[ChangeBatch], None] = wire.verify,
+        claims: Claims | None = None,
     ):
         self._dsn = dsn
         self._link = link
@@ -74,6 +80,7 @@ class Store:
         self._sealer = sealer
         self._now_us = now_us
         self._verify = verify
+        self._claims = claims
         self._conn: psycopg.Connection | None = None
         self._mergers: dict[tuple[str, Lane], TableMerger] = {}
 
@@ -100,16 +107,38 @@ class Store:
           StoreUnavailable: nothing was written; send again when the store is back.
           ConservationBroken: nothing was written; the batch's count is not that of its content.
         """
-        sound = [batch for batch in batches if self._is_sound(batch)]
-        for batch in sound:
-            if batch.link != self._link or batch.lane is not lane:
-                raise ValueError(f"a batch of {batch.link} {batch.lane} for {self._link} {lane}")
+        sound = self._sound(batches, lane)
         names = {name for batch in sound for name in batch.tables}
         return self._persistently(
             names,
             lane,
             lambda conn, attempt: self._delivery(conn, sound, lane, late, express=attempt == 1),
         )
+
+    def lacking_sets(
+        self,
+        batches: Sequence[ChangeBatch],
+        lane: Lane,
+        kinds: Sequence[Sequence[str]],
+        by_commit: bool,
+    ) -> list[CommitSets]:
+        """Returns the sets in `batches` of which the store lacks a row; see `lacking_sets`.
+
+        Raises:
+          StoreUnavailable: it cannot be asked.
+        """
+        sound = self._sound(batches, lane)
+        return self.do(
+            lambda conn: lacking_sets(conn, self._link, self._campus, sound, lane, kinds, by_commit)
+        )
+
+    def do(self, work: Callable[[psycopg.Connection], _T]) -> _T:
+        """Does something else over the store's connection, outside of any transaction.
+
+        Raises:
+          StoreUnavailable: the store broke.
+        """
+        return self._persistently((), Lane.ROUTINE, lambda conn, _: work(conn))
 
     def replay(self, retrial: Retrial) -> Settled | None:
         """Tries a dead letter's change again: row, letter and counts, all or nothing.
@@ -168,6 +197,13 @@ class Store:
             self.close()
             raise
 
+    def _sound(self, batches: Sequence[ChangeBatch], lane: Lane) -> list[ChangeBatch]:
+        sound = [batch for batch in batches if self._is_sound(batch)]
+        for batch in sound:
+            if batch.link != self._link or batch.lane is not lane:
+                raise ValueError(f"a batch of {batch.link} {batch.lane} for {self._link} {lane}")
+        return sound
+
     def _delivery(
         self, conn, batches: list[ChangeBatch], lane: Lane, late: int, express: bool
     ) -> Receipt:
@@ -176,14 +212,19 @@ class Store:
         if not parts:
             conn.execute("ROLLBACK")
             return _nothing(self._link, lane, before.position, batches)
-        delivery = Delivery(conn, self._link, self._campus, lane, parts, before, after)
+        with self._claims or contextlib.nullcontext() as claims:
+            place = (self._link, self._campus, lane)
+            delivery = Delivery(conn, *place, parts, before, after, claims)
+            self._write(delivery, lane, express)
+        return delivery.receipt(self._now_us(), late)
+
+    def _write(self, delivery: Delivery, lane: Lane, express: bool) -> None:
         mergers = {name: self._merger(name, lane) for name in delivery.tables}
         for merger in mergers.values():
             merger.begin()
         delivery.write_rows(mergers, express)
         delivery.sweep(lambda name: self._merger(name, lane))
         delivery.finish(self._sealer)
-        return delivery.receipt(self._now_us(), late)
 
     def _is_sound(self, batch: ChangeBatch) -> bool:
         try:

@@ -6,7 +6,13 @@ from collections.abc import Callable, Iterable, Sequence
 
 from schemas.clocks import monotonic_s
 from schemas.errors import CampusSyncError, StoreUnavailable
-from transforms.two_phase.branches import Branch, BranchDown, BranchRefused
+from transforms.two_phase.branches import (
+    Branch,
+    BranchBusy,
+    BranchDown,
+    BranchRefused,
+    RowsRefused,
+)
 from transforms.two_phase.decision_log import DecisionLog
 from transforms.two_phase.states import (
     XA_NAME_BYTES_MAX,
@@ -36,6 +42,9 @@ class Together(typing.NamedTuple):
       reason: why not, or why not everywhere.
       missing: branches that were down and get the set later (degraded): incomplete till then.
       waiting: branches that are prepared and could not be told yet: recovery tells them.
+      down: branches that gave no answer, with what was said of them. busy: some only lost to
+        another transaction: to be tried again.
+      refused: a branch said no. rows_refused: to what is in the rows; others may be taken.
     """
 
     transaction: TransactionId
@@ -43,6 +52,10 @@ class Together(typing.NamedTuple):
     reason: str = ""
     missing: tuple[str, ...] = ()
     waiting: tuple[str, ...] = ()
+    down: tuple[tuple[str, str], ...] = ()
+    busy: bool = False
+    refused: bool = False
+    rows_refused: bool = False
 
 
 def apply_together(
@@ -53,6 +66,7 @@ def apply_together(
     deadline_s: float = 10.0,
     monotonic: Callable[[], float] = monotonic_s,
     reached: Callable[[str], None] = lambda step: None,
+    keep_sessions: bool = False,
 ) -> Together:
     """Writes `sets` to all `branches`: two phases, decided in `log`.
 
@@ -65,6 +79,7 @@ def apply_together(
       on_branch_down: with DEGRADE, a branch that is down is given the set later by `recover`.
       deadline_s: from the beginning to the decision.
       reached: told of every step behind it, in order: for tests.
+      keep_sessions: of branches that have been told the end, for the next set.
 
     Raises:
       ValueError: the sets cannot be written as one; see `encode`.
@@ -94,7 +109,10 @@ def apply_together(
         return _settled(log, work, ordered, state)
     finally:
         for branch in ordered:
-            branch.close()
+            if keep_sessions and branch.name in work.told:
+                branch.rest()
+            else:
+                branch.close()
 
 
 class _Work:
@@ -111,7 +129,10 @@ class _Work:
         self._here = here
         self.votes: dict[str, Vote] = {}
         self.told_to_prepare: set[str] = set()
+        self.told: set[str] = set()
         self.reasons: list[str] = []
+        self.down: list[tuple[str, str]] = []
+        self.busy = self.rows_refused = False
         self.missing: tuple[str, ...] = ()
 
     def xid(self, branch: str) -> Xid:
@@ -128,10 +149,15 @@ class _Work:
             branch.prepare()
             self.votes[name] = Vote.PREPARED
             self.reached(f"prepared {name}")
+        except BranchBusy as error:
+            self.busy = True
+            self.reasons.append(str(error))
         except BranchDown as error:
+            self.down.append((name, str(error)))
             self.reasons.append(str(error))
         except BranchRefused as error:
             self.votes[name] = Vote.REFUSED
+            self.rows_refused = isinstance(error, RowsRefused)
             self.reasons.append(str(error))
         return self.votes[name]
 
@@ -168,6 +194,7 @@ def _settled(log: DecisionLog, work: _Work, ordered: Sequence[Branch], state: St
         if not settled and work.votes[branch.name] is not Vote.DOWN:
             with contextlib.suppress(BranchDown, BranchRefused):
                 settled = branch.settle(work.xid(branch.name), commit)
+                work.told |= {branch.name} if settled else set()
         (done if settled else waiting).append(branch.name)
         work.reached(f"settled {branch.name}")
     with contextlib.suppress(StoreUnavailable):  # It is decided; recovery finds them done.
@@ -175,4 +202,14 @@ def _settled(log: DecisionLog, work: _Work, ordered: Sequence[Branch], state: St
     work.reached("finished")
     reason = work.reason or ("" if commit else "deadline")
     missing = work.missing if commit else ()
-    return Together(work.transaction, commit, reason, missing, tuple(waiting) if commit else ())
+    return Together(
+        work.transaction,
+        commit,
+        reason,
+        missing,
+        tuple(waiting) if commit else (),
+        tuple(work.down),
+        work.busy,
+        Vote.REFUSED in work.votes.values(),
+        work.rows_refused,
+    )

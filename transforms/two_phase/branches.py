@@ -10,14 +10,23 @@ from transforms.two_phase.states import Xid
 from transforms.two_phase.writes import TableWrite
 
 APPLICATION = "campus_sync two-phase"
+_KEPT_S = 1.0  # So long a session that was kept may take to say that it lives.
 
 
 class BranchDown(CampusSyncError):
     """A store gives no answer or cannot take the rows now; what it has done is not known."""
 
 
+class BranchBusy(BranchDown):
+    """Another transaction has what this one needs: asked again soon, the store may take it."""
+
+
 class BranchRefused(CampusSyncError):
     """A store will not take these rows, or this account, however often it is asked."""
+
+
+class RowsRefused(BranchRefused):
+    """A store will not take one of these rows for what is in it; it may take the others."""
 
 
 class Branch(typing.Protocol):
@@ -51,6 +60,9 @@ class Branch(typing.Protocol):
     def apply(self, writes: Sequence[TableWrite]) -> None:
         """Writes as `write` does, in an ordinary transaction, and commits."""
 
+    def rest(self) -> None:
+        """Keeps the session, which holds nothing, for the next `begin`."""
+
     def close(self) -> None:
         """Ends the session; the branch may be used again."""
 
@@ -63,6 +75,24 @@ class BranchSession(abc.ABC):
         self._seconds = seconds
         self._conn: typing.Any = None
         self._xid: Xid | None = None
+
+    def begin(self, xid: Xid, seconds: float) -> None:
+        """As `Branch` has it. A session that was kept may be gone: then there is a new one."""
+        self._xid = xid
+        if self._conn is not None:
+            self._seconds = min(seconds, _KEPT_S)
+            try:
+                self._begin(xid, seconds)
+                self._seconds = seconds
+                return
+            except BranchDown:
+                seconds = max(seconds - _KEPT_S, seconds / 2)
+        self._seconds = seconds
+        self._begin(xid, seconds)
+
+    @abc.abstractmethod
+    def _begin(self, xid: Xid, seconds: float) -> None:
+        """Opens the transaction over the session or a new one, with these limits."""
 
     def settle(self, xid: Xid, commit: bool) -> bool:
         """As `Branch` has it."""

@@ -13,9 +13,11 @@ from transforms.capture.mariadb.dsn import parse_dsn
 from transforms.capture.mariadb.session import opened
 from transforms.two_phase.branches import (
     APPLICATION,
+    BranchBusy,
     BranchDown,
     BranchRefused,
     BranchSession,
+    RowsRefused,
     whole_seconds,
 )
 from transforms.two_phase.states import XID_FORMAT, Xid
@@ -25,12 +27,16 @@ _XAER_NOTA = 1397
 _XA_RBROLLBACK = 1402
 _DOWN = {
     *(CR.CR_CONN_HOST_ERROR, CR.CR_CONNECTION_ERROR, CR.CR_SERVER_GONE_ERROR, CR.CR_SERVER_LOST),
-    *(ER.LOCK_WAIT_TIMEOUT, ER.LOCK_DEADLOCK, ER.CON_COUNT_ERROR, ER.SERVER_SHUTDOWN),
+    *(ER.CON_COUNT_ERROR, ER.SERVER_SHUTDOWN),
     *(1290, 1792),  # The server, or the transaction, is read only.
     *(1927, 1969),  # The connection was killed; max_statement_time has passed.
 }
+_BUSY = {ER.LOCK_WAIT_TIMEOUT, ER.LOCK_DEADLOCK}
+# Beside pymysql's own classes: a wrong value, a wrong character, a row or packet too large.
+_ROWS = {1366, 1292, 1118, 1153, 1301}
 _LOST = (OSError, struct.error, pymysql.err.InterfaceError)
 _SCALE = 30
+_REST_S = 3600  # A session that is kept and holds nothing may be silent so long.
 _TYPES = {
     Kind.TEXT: "LONGTEXT",
     Kind.INT: "BIGINT",
@@ -65,9 +71,9 @@ class MariaDbBranch(BranchSession):
         super().__init__(name, seconds)
         self._server = parse_dsn(dsn)
 
-    def begin(self, xid: Xid, seconds: float) -> None:
-        self.close()
-        self._seconds, self._xid = seconds, xid
+    def _begin(self, xid: Xid, seconds: float) -> None:
+        if self._conn is not None:
+            self._run(_limits(seconds))
         self._run(f"XA START {_literal(xid)}")
 
     def write(self, writes: Sequence[TableWrite]) -> None:
@@ -93,6 +99,12 @@ class MariaDbBranch(BranchSession):
         self._run("BEGIN")
         self.write(writes)
         self._run("COMMIT")
+
+    def rest(self) -> None:
+        try:
+            self._run(f"SET wait_timeout = {_REST_S}")
+        except BranchDown:
+            self.close()
 
     def close(self) -> None:
         conn, self._conn = self._conn, None
@@ -131,7 +143,7 @@ class MariaDbBranch(BranchSession):
                 value = value.removesuffix("Z")
             elif kind is Kind.DECIMAL and len(value.partition(".")[2]) > _SCALE:
                 self.close()
-                raise BranchRefused(f"branch {self.name}: {name}.{column} has too many places")
+                raise RowsRefused(f"branch {self.name}: {name}.{column} has too many places")
             elif column == "digest":
                 value = bytes.fromhex(value)
             values.append(value)
@@ -165,12 +177,8 @@ class MariaDbBranch(BranchSession):
                 program_name=APPLICATION,
             )
             with self._conn.cursor() as cursor:
-                cursor.execute(
-                    "SET sql_mode = 'STRICT_ALL_TABLES', time_zone = '+00:00',"
-                    f" innodb_lock_wait_timeout = {seconds}, lock_wait_timeout = {seconds},"
-                    f" max_statement_time = {seconds}, wait_timeout = {seconds + 1},"
-                    f" idle_transaction_timeout = {seconds}"
-                )
+                cursor.execute("SET sql_mode = 'STRICT_ALL_TABLES', time_zone = '+00:00'")
+                cursor.execute(_limits(self._seconds))
                 cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
         return self._conn
 
@@ -181,9 +189,22 @@ class MariaDbBranch(BranchSession):
             return _Unknown(text)
         if code == _XA_RBROLLBACK:
             return _RolledBack(text)
+        if code in _BUSY:
+            return BranchBusy(text)
         if not code or code in _DOWN or isinstance(error, _LOST):
             return BranchDown(text)
-        return BranchRefused(text)
+        content = isinstance(error, pymysql.err.DataError | pymysql.err.IntegrityError)
+        return RowsRefused(text) if content or code in _ROWS else BranchRefused(text)
+
+
+def _limits(seconds: float) -> str:
+    """Returns the statement by which the server ends what takes longer, and a silent session."""
+    whole = whole_seconds(seconds)
+    return (
+        f"SET innodb_lock_wait_timeout = {whole}, lock_wait_timeout = {whole},"
+        f" max_statement_time = {whole}, wait_timeout = {whole + 1},"
+        f" idle_transaction_timeout = {whole}"
+    )
 
 
 class _Unknown(BranchRefused):

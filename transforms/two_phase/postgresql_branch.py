@@ -14,12 +14,15 @@ from psycopg import sql
 from schemas.entities import TABLES
 from schemas.tables import POSTGRES_TYPES
 from transforms.deliver.ledger import server_of
+from transforms.deliver.merging.outcomes import is_data
 from transforms.deliver.store_schema import SYNC_COLUMNS
 from transforms.two_phase.branches import (
     APPLICATION,
+    BranchBusy,
     BranchDown,
     BranchRefused,
     BranchSession,
+    RowsRefused,
     whole_seconds,
 )
 from transforms.two_phase.states import Xid
@@ -29,7 +32,8 @@ _CONNECT_S_MIN = 2  # libpq takes no less.
 _TRANSACTION_TIMEOUT_SINCE = 170000
 # Connection lost, no room, locked by others, ended by a limit or by a person, a standby.
 _DOWN_CLASSES = ("08", "40", "53", "57", "58")
-_DOWN_CODES = ("55P03", "25006", "25P03", "25P04")
+_DOWN_CODES = ("25006", "25P03", "25P04")
+_BUSY_CODES = ("40P01", "40001", "55P03")
 _UNSETTLED_CODES = ("42704", "55000")
 _PREPARED = """\
 SELECT gid FROM pg_prepared_xacts
@@ -48,14 +52,15 @@ class PostgresBranch(BranchSession):
         self._dsn = dsn
         self._said: str | None = None
 
-    def begin(self, xid: Xid, seconds: float) -> None:
-        self.close()
-        self._seconds, self._xid = seconds, xid
-        self._run("BEGIN")
+    def _begin(self, xid: Xid, seconds: float) -> None:
+        kept = self._conn
+        limits = "" if kept is None else _session(seconds, kept.info.server_version)
+        self._run(f"{limits} BEGIN")
 
     def write(self, writes: Sequence[TableWrite]) -> None:
         for write in writes:
-            self._run(_statement(write.table, write.bare), (json.dumps(write.rows),))
+            arguments = (json.dumps(write.rows), self.name)
+            self._run(_statement(write.table, write.bare), arguments)
 
     def prepare(self) -> None:
         self._end("PREPARE TRANSACTION", self._xid.gid)
@@ -69,6 +74,9 @@ class PostgresBranch(BranchSession):
         self._run("BEGIN")
         self.write(writes)
         self._end("COMMIT")
+
+    def rest(self) -> None:
+        """Nothing to do: an open session without a transaction has no limit."""
 
     def close(self) -> None:
         conn, self._conn = self._conn, None
@@ -123,9 +131,11 @@ class PostgresBranch(BranchSession):
         text = f"{place} ({code or 'connection'})"
         if code in _UNSETTLED_CODES:
             return _Unsettled(text)
+        if code in _BUSY_CODES:
+            return BranchBusy(text)
         if not code or code[:2] in _DOWN_CLASSES or code in _DOWN_CODES:
             return BranchDown(text)
-        return BranchRefused(text)
+        return RowsRefused(text) if is_data(error) else BranchRefused(text)
 
 
 class _Unsettled(BranchRefused):
@@ -134,8 +144,9 @@ class _Unsettled(BranchRefused):
 
 def _session(seconds: float, version: int) -> str:
     ms = max(1, int(seconds * 1000))
+    # Who waits for others' rows is to say so, rather than that the statement took too long.
     limits = [
-        f"SET statement_timeout = {ms}; SET lock_timeout = {ms};",
+        f"SET statement_timeout = {ms}; SET lock_timeout = {max(1, ms * 4 // 5)};",
         f"SET idle_in_transaction_session_timeout = {ms}; SET TimeZone = 'UTC';",
         "SET synchronous_commit = on; SET default_transaction_isolation = 'read committed';",
     ]
@@ -181,6 +192,9 @@ def _statement(name: str, bare: bool) -> bytes:
     return (
         f"INSERT INTO consult.{name} AS t ({names})"
         f" SELECT {values} FROM json_to_recordset(%s) AS s ({shape})"
+        # A finished snapshot of the store had the last word of what is older.
+        " WHERE NOT EXISTS (SELECT FROM sync.sweep w WHERE w.link = s.campus || '>' || %s"
+        " AND w.src_table = s.src_table AND w.lsn > s.src_lsn)"
         f" ON CONFLICT (record_id, campus) DO UPDATE SET {changes}"
         " WHERE (t.src_lsn, t.src_seq) < (excluded.src_lsn, excluded.src_seq)"
     ).encode()

@@ -1,33 +1,36 @@
 """A set of canonical rows that is written as one, in the form that any branch can write."""
 
 import dataclasses
+import functools
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from schemas.batches import Op
+from schemas.batches import Lane, Op
 from schemas.conflict_policy import EDITED_AT_STORES
 from schemas.entities import TABLES
 from schemas.hlc import stamp_of
 from schemas.tables import Kind, Table
+from transforms.deliver.merging.merge_wire import LANE_CODES
 from transforms.deliver.store_schema import DELIVERED_SYNC_COLUMNS
 
 _SYNC_NAMES = tuple(name for name, _, _ in DELIVERED_SYNC_COLUMNS)
-_LANE = "E"  # An express copy, as the emergency lane's; the routine lane brings the rows, too.
+# What is written here may overtake what the routine lane brings: no base for a row behind it.
+_EXPRESS = LANE_CODES[Lane.EMERGENCY].decode()
 
 
 @dataclasses.dataclass(frozen=True)
 class RowSet:
     """Rows of one campus that belong together: canonical table to rows (`Table.arrow_schema`).
 
-    Every row is whole, has its digest (tombstones have none) and its place in the source's log,
-    by which stores tell older from newer; each key comes once.
+    Every row is whole, has its digest (a tombstone may have neither) and its place in the source's
+    log, by which stores tell older from newer; each key comes once. `lane` is noted in the rows.
     """
 
     campus: str
     tables: Mapping[str, pa.RecordBatch] = dataclasses.field(repr=False)
+    lane: Lane = Lane.EMERGENCY
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +57,7 @@ def encode(sets: Iterable[RowSet]) -> list[TableWrite]:
         for name, batch in rows_of.tables.items():
             if name not in TABLES or name in EDITED_AT_STORES:
                 raise ValueError(f"{name} is not a table of sets that are written as one")
-            for row, bare in _plain(TABLES[name], rows_of.campus, batch):
+            for row, bare in _plain(TABLES[name], rows_of.campus, rows_of.lane, batch):
                 key = (row["record_id"], row["campus"])
                 if any(key in found.get((name, kind), ()) for kind in (False, True)):
                     raise ValueError(f"a key of {name} comes twice in one set")
@@ -77,6 +80,7 @@ def from_json(content: Sequence[Sequence]) -> list[TableWrite]:
     return [TableWrite(*part) for part in content]
 
 
+@functools.lru_cache
 def names_of(table: Table, bare: bool = False) -> tuple[str, ...]:
     """Returns the columns that a write gives; of `bare` rows those that it changes, too."""
     own = () if bare else tuple(column.name for column in table.columns)
@@ -84,9 +88,13 @@ def names_of(table: Table, bare: bool = False) -> tuple[str, ...]:
     return ("campus", "record_id", *own, *sync)
 
 
-def _plain(table: Table, campus: str, batch: pa.RecordBatch) -> Iterable[tuple[dict, bool]]:
-    if pc.any(pc.not_equal(batch["_unchanged"], pa.scalar(0, pa.uint64()))).as_py():
+def _plain(
+    table: Table, campus: str, lane: Lane, batch: pa.RecordBatch
+) -> Iterable[tuple[dict, bool]]:
+    partial = batch["_unchanged"].to_numpy() != 0
+    if (partial & (batch["_op"].to_numpy() != Op.DELETE)).any():
         raise ValueError(f"a row of {table.name} is not whole")
+    lane_code = LANE_CODES[lane].decode()
     kinds = {column.name: column.kind for column in table.columns}
     values = {name: _values(kind, batch[name]) for name, kind in kinds.items()}
     commits = batch["_commit_us"].cast(pa.timestamp("us", "UTC")).cast(pa.string()).to_pylist()
@@ -102,7 +110,11 @@ def _plain(table: Table, campus: str, batch: pa.RecordBatch) -> Iterable[tuple[d
         row |= dict(
             zip(
                 _SYNC_NAMES,
-                (src_table, lsn, seq, commits[i], stamp_of(us), _LANE, table.level),
+                (
+                    *(src_table, lsn, seq, commits[i], stamp_of(us)),
+                    _EXPRESS if gone else lane_code,
+                    table.level,
+                ),
                 strict=False,
             )
         )

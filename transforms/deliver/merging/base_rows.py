@@ -35,10 +35,13 @@ class Whole:
     orphans: np.ndarray
 
 
-def made_whole(conn: psycopg.Connection, table: Table, campus: str, compacted: Compacted) -> Whole:
+def made_whole(
+    conn: psycopg.Connection | None, table: Table, campus: str, compacted: Compacted
+) -> Whole:
     """Digests rows that were filled in; fetches what rows with unknown values stand on.
 
-    A base is locked until the transaction's end, so that it is still the base then.
+    A base is locked until the transaction's end, so that it is still the base then. Without a
+    connection every value must be known, but those of deleted rows.
     """
     rows = compacted.rows
     masks = rows["_unchanged"].to_numpy()

@@ -70,11 +70,13 @@ class MergeSql:
         self.put_tombstone = self._upsert(
             put, [n for n in stored_names(table)[2 + len(table.columns) :] if n != "digest"]
         )
-        # Found by the key's index, one by one, whatever the planner thinks of a fresh stage.
+        # Found by the key's index, one by one, whatever the planner thinks: of a table without
+        # statistics it thinks that few rows are the campus's, and compares each with every key.
         self.look = (
             "SELECT array_agg((k.place - 1)::int4), array_agg(t.src_lsn), array_agg(t.src_seq)"
-            f" FROM unnest(%s) WITH ORDINALITY AS k (record_id, place) JOIN {target} AS t"
-            " ON t.record_id = k.record_id AND t.campus = %s"
+            " FROM unnest(%s) WITH ORDINALITY AS k (record_id, place) CROSS JOIN LATERAL"
+            f" (SELECT src_lsn, src_seq FROM {target} WHERE record_id = k.record_id"
+            " AND campus = %s OFFSET 0) AS t"
         )
         self.base = (
             f"SELECT k.place - 1, t.src_lsn, t.src_seq, {', '.join(_fetched(table))}"

@@ -1,7 +1,7 @@
 """Trim change batches to what the ledger does not have, exactly: rows, counts and manifest."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -59,6 +59,19 @@ def runs_of(parts: Sequence[Part]) -> list[_Tables]:
         runs[-1].append(tables)
         end = stop
     return [_joined(run) for run in runs]
+
+
+def unswept(rows: pa.RecordBatch, sweeps: Mapping[str, int]) -> pa.RecordBatch:
+    """Returns `rows` without what is older than a finished snapshot of its source table.
+
+    That had the last word: an old copy that comes late would bring back a row that is gone.
+    """
+    lsn = rows["_lsn"].to_numpy()
+    if not sweeps or not len(lsn) or lsn.min() >= max(sweeps.values()):
+        return rows
+    tables = rows["_src_table"]
+    bounds = np.array([sweeps.get(t, 0) for t in tables.dictionary.to_pylist()], np.int64)
+    return rows.filter(pa.array(lsn >= bounds[tables.indices.to_numpy()]))
 
 
 def _joined(run: Sequence[_Tables]) -> _Tables:

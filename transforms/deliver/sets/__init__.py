@@ -1,0 +1,1 @@
+"""Sets of rows that a delivery has written to several stores, all or none (ADR 0026)."""

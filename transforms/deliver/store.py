@@ -84,7 +84,7 @@ class Store:
         if conn is not None:
             conn.close()
 
-    def apply(self, batches: Sequence[ChangeBatch], lane: Lane, late: int = 0) -> Receipt:
+    def apply(self, batches: Sequence[ChangeBatch], lane: Lane) -> Receipt:
         """Applies what is new in `batches` of one lane and moves its ledger: all or nothing.
 
         In any order, split and number of times that batches come, the store ends with the
@@ -108,7 +108,7 @@ class Store:
         return self._persistently(
             names,
             lane,
-            lambda conn, attempt: self._delivery(conn, sound, lane, late, express=attempt == 1),
+            lambda conn, attempt: self._delivery(conn, sound, lane, express=attempt == 1),
         )
 
     def replay(self, retrial: Retrial) -> Settled | None:
@@ -168,9 +168,7 @@ class Store:
             self.close()
             raise
 
-    def _delivery(
-        self, conn, batches: list[ChangeBatch], lane: Lane, late: int, express: bool
-    ) -> Receipt:
+    def _delivery(self, conn, batches: list[ChangeBatch], lane: Lane, express: bool) -> Receipt:
         before = ledger.lock(conn, self._link, lane)
         parts, after = new_parts(batches, before)
         if not parts:
@@ -183,7 +181,7 @@ class Store:
         delivery.write_rows(mergers, express)
         delivery.sweep(lambda name: self._merger(name, lane))
         delivery.finish(self._sealer)
-        return delivery.receipt(self._now_us(), late)
+        return delivery.receipt(self._now_us())
 
     def _is_sound(self, batch: ChangeBatch) -> bool:
         try:

@@ -72,6 +72,7 @@ class WorkAhead:
             self._kept = {t: kept for t, kept in self._kept.items() if kept[0] > begin}
             self._go_on()
             kept = [self._kept.pop(batch.ticket, (None, None))[1] for batch in batches]
+            self._go_on()  # There is room for another outcome now.
         outcomes, rest = [], []
         for batch, future in zip(batches, kept, strict=True):
             outcome = future and future.result()

@@ -106,7 +106,7 @@ def _one_backlog(bench, eyes: dict[str, _Eye], rows: int, routine: str, urgent: 
             for eye in eyes.values():
                 eye.expect(row, time.monotonic(), phase)
             due = max(due + 1 / RATE, time.monotonic())
-            time.sleep(due - time.monotonic())
+            time.sleep(max(0.0, due - time.monotonic()))
     writer.wait()
     deadline = time.monotonic() + _LOST_S
     while any(eye.waits for eye in eyes.values()):

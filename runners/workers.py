@@ -22,6 +22,7 @@ from apache_beam.portability.api import beam_fn_api_pb2
 from apache_beam.runners.worker import sdk_worker_main, worker_pool_main
 
 from runners import processes, safe_log
+from runners.bundle_costs import spare_bundles
 from runners.options import FlinkTuning, SyncOptions
 from schemas.errors import CampusSyncError
 
@@ -131,6 +132,7 @@ class _Servicer(worker_pool_main.BeamFnExternalWorkerPoolServicer):
 
 def _work() -> None:
     """Serves the engine until it leaves: by a closed connection or a broken one."""
+    spare_bundles()
     try:
         sdk_worker_main.main(None)
     except grpc.RpcError:  # Of the control connection, whose end either side sees.

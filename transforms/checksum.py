@@ -17,16 +17,13 @@ digest of every row alone in which it is null. The campus is not part of it: a r
 where it stands, and campuses are compared with themselves.
 """
 
-import hashlib
-import itertools
-
 import numba
 import numpy as np
 import pyarrow as pa
-from cryptography.hazmat.primitives import hashes
 
 from schemas.batches import ManifestEntry, Op
 from schemas.tables import ARROW_TYPES, Kind, Table
+from transforms.hash_rows import DIGEST_BYTES, hash_rows
 from transforms.memory import (
     copy,
     load_i32,
@@ -39,36 +36,12 @@ from transforms.memory import (
 )
 from transforms.parse_text import text_buffers
 
-DIGEST_BYTES = 32
 EMPTY_SET = bytes(DIGEST_BYTES)
 _VERSION = 1
 _KINDS = {kind: i for i, kind in enumerate(Kind, 1)}
 _FIXED_BYTES = {Kind.INT: 8, Kind.BOOL: 1, Kind.DATE: 4, Kind.TIME: 8}
 _WORDS = DIGEST_BYTES // 8
 _jit = numba.njit(nogil=True, cache=True)
-
-
-def _sm3(data: bytes) -> "_Finished":
-    digest = hashes.Hash(hashes.SM3())
-    digest.update(data)
-    return _Finished(digest.finalize())
-
-
-class _Finished:
-    """Gives a finished digest hashlib's way."""
-
-    __slots__ = ("_value",)
-
-    def __init__(self, value: bytes):
-        self._value = value
-
-    def digest(self) -> bytes:
-        return self._value
-
-
-# MD5 is for sources that can compute no better; its 16 bytes are followed by 16 zero bytes.
-_HASHES = {"sha256": hashlib.sha256, "md5": hashlib.md5, "sm3": _sm3}
-ALGORITHMS = tuple(_HASHES)
 
 
 def digest_rows(table: Table, batch: pa.RecordBatch, algorithm: str = "sha256") -> pa.Array:
@@ -80,22 +53,15 @@ def digest_rows(table: Table, batch: pa.RecordBatch, algorithm: str = "sha256") 
       table: whose columns, after `record_id`, are covered. Other columns of `batch` are not.
       batch: canonical Arrow types, decimals as canonical text; a change batch, or rows read
         back from a store or source, which have no `_op` and `_unchanged`.
-      algorithm: one of `ALGORITHMS`.
+      algorithm: one of `hash_rows.ALGORITHMS`.
     """
     whole = _whole(batch)
-    data, offsets = encode_rows(table, batch, whole)
-    hash_of = _HASHES[algorithm]
-    # Slices of bytes are cheaper than views, and this is the only loop over rows there is.
-    rows = data.tobytes()
-    ends = offsets.tolist()
-    digests = [hash_of(rows[start:end]).digest() for start, end in itertools.pairwise(ends)]
-    if algorithm == "md5":
-        digests = [digest.ljust(DIGEST_BYTES, b"\0") for digest in digests]
+    digests = hash_rows(*encode_rows(table, batch, whole), algorithm)
     if whole is None:
-        buffers = [None, pa.py_buffer(b"".join(digests))]
+        buffers = [None, pa.py_buffer(digests)]
         return pa.Array.from_buffers(pa.binary(DIGEST_BYTES), batch.num_rows, buffers)
     out = np.zeros((batch.num_rows, DIGEST_BYTES), np.uint8)
-    out[whole] = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, DIGEST_BYTES)
+    out[whole] = digests
     buffers = [pa.py_buffer(np.packbits(whole, bitorder="little")), pa.py_buffer(out)]
     return pa.Array.from_buffers(pa.binary(DIGEST_BYTES), batch.num_rows, buffers)
 

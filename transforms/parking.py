@@ -4,11 +4,17 @@ import collections
 import dataclasses
 import secrets
 import threading
+import typing
 
 from schemas import wire
 from schemas.batches import ChangeBatch, Lane, ParkingTicket
 from schemas.errors import SealBrokenError
 from schemas.positions import Position
+
+
+class _Held(typing.NamedTuple):
+    stub: ChangeBatch
+    batch: ChangeBatch
 
 
 class Parking:
@@ -29,15 +35,20 @@ class Parking:
         self._applied: collections.defaultdict[str, threading.Event] = collections.defaultdict(
             threading.Event
         )
-        self._held: dict[tuple[str, Lane], dict[int, ChangeBatch]] = {}
+        self._held: dict[tuple[str, Lane], dict[int, _Held]] = {}
 
     def park(self, batch: ChangeBatch) -> ChangeBatch:
         """Keeps `batch` and returns its stub, sealed and without rows."""
         with self._lock:
             self._number += 1
             number = self._number
+        stub = self._stub(batch, number)
+        with self._lock:
             held = self._held.setdefault((batch.link, batch.lane), {})
-            held[number] = dataclasses.replace(batch, seal=self._token)
+            held[number] = _Held(stub, dataclasses.replace(batch, seal=self._token))
+        return stub
+
+    def _stub(self, batch: ChangeBatch, number: int) -> ChangeBatch:
         ticket = ParkingTicket(self._token.hex(), number, batch.rows, batch.nbytes)
         stub = dataclasses.replace(
             batch, tables={}, dead=(), holds=(), sweeps=(), manifest=(), escalations=(), codes=(),
@@ -56,7 +67,14 @@ class Parking:
         if ticket.token != self._token.hex():
             return None
         with self._lock:
-            return self._held.get((batch.link, batch.lane), {}).get(ticket.number)
+            held = self._held.get((batch.link, batch.lane), {}).get(ticket.number)
+            return held and held.batch
+
+    def following(self, link: str, lane: Lane, position: Position) -> ChangeBatch | None:
+        """Returns the stub of the batch of this lane that begins at `position`, if one is held."""
+        with self._lock:
+            held = self._held.get((link, lane), {}).values()
+            return next((one.stub for one in held if one.stub.begin == position), None)
 
     def applied(self, link: str) -> threading.Event:
         """Returns what is set when a batch of the link has been applied by this process."""
@@ -67,7 +85,7 @@ class Parking:
         """Lets go of what the ledger holds: every batch that ends at or before `position`."""
         with self._lock:
             held = self._held.get((link, lane), {})
-            for number in [n for n, batch in held.items() if batch.end <= position]:
+            for number in [n for n, one in held.items() if one.stub.end <= position]:
                 del held[number]
 
     def clear(self, link: str, lane: Lane) -> None:

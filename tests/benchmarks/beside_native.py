@@ -22,6 +22,7 @@ import psycopg
 
 from runners.embedded.postgres import PostgresServer
 from tests.benchmarks.cpu import cpu_by_role, spent_between
+from tests.benchmarks.emergencies import under_backlog
 from transforms.seal_dead_letters import make_key
 
 SETTINGS = {
@@ -49,12 +50,13 @@ class Native:
     name, slot = "native", "native"
     seen_sql = "SELECT 1 FROM lab WHERE id = %s::bigint"
 
-    def __init__(self, source: PostgresServer, server: PostgresServer):
+    def __init__(self, source: str, server: PostgresServer):
         self.dsn = server.create_database("native")
+        self.dsns = {"native": self.dsn}
         self._run(f"CREATE TABLE lab ({COLUMNS})")
         self._run("CREATE INDEX ON lab (patient_id)")
         self._run(
-            f"CREATE SUBSCRIPTION bench CONNECTION '{source.dsn('his')}' PUBLICATION bench"
+            f"CREATE SUBSCRIPTION bench CONNECTION '{source}' PUBLICATION bench"
             " WITH (enabled = false, create_slot = true, slot_name = 'native', copy_data = false)"
         )
 
@@ -73,21 +75,35 @@ class Native:
 
 
 class CampusSync:
-    """`campus-sync run` with one link, both lanes, on the embedded Flink."""
+    """`campus-sync run` with both lanes on the embedded Flink: `campus` to each of its stores.
 
-    name, slot = "campus-sync", "campus_sync_bench_primary"
-    seen_sql = "SELECT 1 FROM consult.lab_result WHERE record_id = %s::text AND campus = 'bench'"
+    Args:
+      source, dsns: connection strings, of the stores by name; `primary` must be one.
+    """
 
-    def __init__(self, source: PostgresServer, server: PostgresServer, folder: pathlib.Path):
-        self.dsn = server.create_database("consult")
-        self.folder = folder
+    name = "campus-sync"
+
+    def __init__(
+        self,
+        source: str,
+        dsns: dict[str, str],
+        folder: pathlib.Path,
+        campus: str = "bench",
+    ):
+        self.campus, self.dsns, self.folder = campus, dsns, folder
+        self.slot = f"campus_sync_{campus}_primary"
+        self.seen_sql = (
+            f"SELECT 1 FROM consult.lab_result WHERE record_id = %s::text AND campus = '{campus}'"
+        )
+        self.dsn = dsns["primary"]
         self._job: subprocess.Popen | None = None
+        folder.mkdir(exist_ok=True)
         make_key(folder / "dead-letter.key")
         (folder / "campuses.yaml").write_text(
             "version: 1\n"
-            f"sources: {{bench: {{kind: postgresql, dsn: '{source.dsn('his')}',"
+            f"sources: {{{campus}: {{kind: postgresql, dsn: '{source}',"
             f" mapping: {HERE / 'bench_mapping.yaml'}, publication: bench}}}}\n"
-            f"stores: {{primary: {{dsn: '{self.dsn}'}}}}\n"
+            f"stores: {{{', '.join(f'{n}: {{dsn: {d!r}}}' for n, d in dsns.items())}}}\n"
             "dead_letter_key: file:dead-letter.key\n"
         )
 
@@ -113,14 +129,29 @@ class Bench:
     """The source and the sides that follow it; ids are handed out from `next_id`."""
 
     source: PostgresServer
-    sides: list
+    sides: list = dataclasses.field(default_factory=list)
+    database: str = "his"
     next_id: int = 1
     marker: int = 1_000_000_000_000
 
+    def __post_init__(self):
+        self.dsn = self.source.create_database(self.database)
+        self.execute(f"CREATE TABLE lab ({COLUMNS})", "CREATE PUBLICATION bench FOR TABLE lab")
+
     def execute(self, *statements: str) -> None:
-        with psycopg.connect(self.source.dsn("his"), autocommit=True) as connection:
+        with psycopg.connect(self.dsn, autocommit=True) as connection:
             for statement in statements:
                 connection.execute(statement)
+
+    def take_ids(self, count: int) -> int:
+        """Returns the first of so many ids."""
+        self.next_id += count
+        return self.next_id - count
+
+    def take_marker(self) -> int:
+        """Returns the id of one more marker row."""
+        self.marker += 1
+        return self.marker - 1
 
     def backlog(self, statement: str, first: int, rows: int, step: int) -> tuple[int, int]:
         """Commits changes of `rows` rows, `step` a transaction; returns the markers' ids."""
@@ -131,8 +162,7 @@ class Bench:
             f" {body}; COMMIT; END LOOP; END $$"
         )
         head = rows // step // 50
-        markers = (self.marker, self.marker + 1)
-        self.marker += 2
+        markers = (self.take_marker(), self.take_marker())
         self.execute(
             f"CALL pieces({first}, {head}, {step})",
             ROWS.format(low=markers[0], high=markers[0]),
@@ -160,7 +190,7 @@ class Bench:
         """Returns the time at which a side began to read its slot."""
         query = "SELECT FROM pg_replication_slots WHERE slot_name = %s AND active"
         deadline = time.monotonic() + timeout_s
-        with psycopg.connect(self.source.dsn("his"), autocommit=True) as connection:
+        with psycopg.connect(self.dsn, autocommit=True) as connection:
             while time.monotonic() < deadline:
                 if connection.execute(query, [side.slot]).rowcount:
                     return time.monotonic()
@@ -177,14 +207,13 @@ class Bench:
         every = every or max(1, rate // 10)
         lags = []
         with (
-            psycopg.connect(self.source.dsn("his"), autocommit=True) as writer,
+            psycopg.connect(self.dsn, autocommit=True) as writer,
             psycopg.connect(side.dsn, autocommit=True) as reader,
         ):
             due = time.monotonic()
             for i in range(rate * seconds):
                 due += 1 / rate
-                row = self.next_id
-                self.next_id += 1
+                row = self.take_ids(1)
                 writer.execute(statement.format(low=row, high=row))
                 if i % every == 0:
                     began = time.monotonic()
@@ -196,15 +225,24 @@ class Bench:
 
 
 def wait_visible(side, row_id: int, timeout_s: float = 300) -> float:
-    """Returns the time at which a row was first seen at the destination."""
+    """Returns the time at which a row was first seen at the destination, the last if several."""
     deadline = time.monotonic() + timeout_s
-    with psycopg.connect(side.dsn, autocommit=True) as connection:
-        while time.monotonic() < deadline:
-            with contextlib.suppress(psycopg.errors.UndefinedTable):
-                if connection.execute(side.seen_sql, [row_id]).fetchone():
-                    return time.monotonic()
-            time.sleep(0.005)
-    raise SystemExit(f"{side.name}: a marker was not seen within {timeout_s:.0f} s")
+    seen = 0.0
+    for dsn in side.dsns.values():
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            while not (seen := _seen(connection, side.seen_sql, row_id)):
+                if time.monotonic() > deadline:
+                    raise SystemExit(f"{side.name}: a marker was not seen within {timeout_s:.0f} s")
+                time.sleep(0.005)
+    return seen
+
+
+def _seen(connection: psycopg.Connection, query: str, row_id: int) -> float:
+    """Returns the time if a row is there, else 0."""
+    with contextlib.suppress(psycopg.errors.UndefinedTable):
+        if connection.execute(query, [row_id]).fetchone():
+            return time.monotonic()
+    return 0.0
 
 
 def measure(bench: Bench, options: argparse.Namespace) -> dict[str, dict[str, float]]:
@@ -216,18 +254,14 @@ def measure(bench: Bench, options: argparse.Namespace) -> dict[str, dict[str, fl
 
     for kind, step in (("insert", 1000), ("update", 1000), ("insert", 10), ("insert", 1)):
         rows = options.rows if step >= 10 else options.rows // 2
-        first = bench.next_id if kind == "insert" else 1
+        first = bench.take_ids(rows) if kind == "insert" else 1
         markers = bench.backlog(ROWS if kind == "insert" else CHANGE, first, rows, step)
-        if kind == "insert":
-            bench.next_id += rows
         for side in bench.sides:
             between, since = bench.drain(side, markers, rows)
             note(f"{kind}, {step}-row tx, rows/s", side, between)
             note(f"{kind}, {step}-row tx, since connected", side, since)
     for side in bench.sides:
-        side.start()
-        wait_visible(side, bench.backlog(ROWS, bench.next_id + 10**9, 10, 1)[1])
-        bench.next_id += 2 * 10**9
+        start_anew(bench, side)
         for name, statement, rate in (
             ("routine at 1000/s", ROWS, 1000),
             ("urgent at 10/s", URGENT, 10),
@@ -240,40 +274,24 @@ def measure(bench: Bench, options: argparse.Namespace) -> dict[str, dict[str, fl
     return results
 
 
-def under_backlog(bench: Bench, side, rows: int) -> dict[str, list[float]]:
-    """Returns lags of emergencies committed one by one, by what went on meanwhile.
-
-    First `rows` routine rows are written as fast as the source can, by a program that takes a
-    processor of the same machine; then what of them is not delivered drains.
-    """
+def start_anew(bench: Bench, side) -> None:
+    """Starts a side and returns when it delivers everywhere."""
     side.start()
-    wait_visible(side, bench.backlog(ROWS, bench.next_id + 10**9, 10, 1)[1])
-    bench.next_id += 2 * 10**9
-    first = bench.next_id
-    bench.next_id += rows
-    end = bench.marker + 1
-    writer = subprocess.Popen(
-        [sys.executable, "-c", _WRITE, bench.source.dsn("his"), str(first), str(rows), str(end)]
-    )
-    bench.marker += 2
-    lags: dict[str, list[float]] = {"is written": [], "drains": []}
-    with psycopg.connect(side.dsn, autocommit=True) as connection:
-        while connection.execute(side.seen_sql, [end]).fetchone() is None:
-            phase = "is written" if writer.poll() is None else "drains"
-            lags[phase] += bench.live(side, URGENT, 20, 1, every=1)
-    writer.wait()
+    wait_visible(side, bench.backlog(ROWS, bench.take_ids(10), 10, 1)[1])
+
+
+def emergencies(bench: Bench, side: CampusSync, rows: int) -> dict[str, dict[str, float]]:
+    """Returns what `under_backlog` found of a side with one link or more, as percentiles."""
+    start_anew(bench, side)
+    results = {}
+    links = f"{len(side.dsns)} link{'s' if len(side.dsns) > 1 else ''}"
+    for phase, lags in under_backlog(bench, side, rows, ROWS, URGENT).items():
+        cuts = statistics.quantiles(lags, n=100) if len(lags) > 1 else lags * 99
+        results[f"{links}, urgent while a backlog {phase}, ms"] = {
+            "p50": cuts[49], "p99": cuts[98], "max": max(lags), "count": len(lags),
+        }  # fmt: skip
     side.stop()
-    return lags
-
-
-_WRITE = f"""
-import sys, psycopg
-dsn, first, rows, end = sys.argv[1], *map(int, sys.argv[2:])
-with psycopg.connect(dsn, autocommit=True) as connection:
-    for low in range(first, first + rows, 1000):
-        connection.execute('''{ROWS}'''.format(low=low, high=low + 999))
-    connection.execute('''{ROWS}'''.format(low=end, high=end))
-"""
+    return results
 
 
 def main() -> None:
@@ -281,6 +299,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=500_000)
     parser.add_argument("--live-seconds", type=int, default=20)
     parser.add_argument("--only", choices=["native", "campus-sync"])
+    parser.add_argument("--emergencies", action="store_true", help="under a backlog, and no more")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
@@ -288,25 +307,27 @@ def main() -> None:
         root.chmod(0o755)
         source = stack.enter_context(PostgresServer(root / "source", settings=SETTINGS))
         server = stack.enter_context(PostgresServer(root / "store", settings=SETTINGS))
-        source.create_database("his")
-        bench = Bench(source, [])
-        bench.execute(f"CREATE TABLE lab ({COLUMNS})", "CREATE PUBLICATION bench FOR TABLE lab")
-        ours = CampusSync(source, server, root)
-        bench.sides = [Native(source, server), ours]
+        bench, results = Bench(source), {}
+        stores = {"primary": server.create_database("consult")}
+        ours = CampusSync(bench.dsn, stores, root / "one")
+        bench.sides = [ours] if options.emergencies else [Native(bench.dsn, server), ours]
         bench.sides = [side for side in bench.sides if options.only in (None, side.name)]
         for side in bench.sides:
             stack.callback(side.close)
         if ours in bench.sides:  # Its first start makes slot and snapshot, and fills caches.
             ours.start()
-            wait_visible(ours, bench.backlog(URGENT, bench.next_id, 1000, 100)[1])
-            bench.next_id += 1000
+            wait_visible(ours, bench.backlog(URGENT, bench.take_ids(1000), 1000, 100)[1])
             ours.stop()
-        results = measure(bench, options)
+        if not options.emergencies:
+            results |= measure(bench, options)
         if ours in bench.sides:
-            for phase, lags in under_backlog(bench, ours, options.rows).items():
-                results[f"urgent while a backlog {phase}, ms"] = {
-                    "p50": statistics.median(lags), "max": max(lags), "count": len(lags),
-                }  # fmt: skip
+            results |= emergencies(bench, ours, options.rows)
+            # A campus with a store of its own: two links of one reading (ADR 0018).
+            both = Bench(source, database="his_of_both")
+            stores = {n: server.create_database(f"both_{n}") for n in ("primary", "both")}
+            ours = CampusSync(both.dsn, stores, root / "both", campus="both")
+            stack.callback(ours.close)
+            results |= emergencies(both, ours, options.rows)
     if options.json:
         print(json.dumps(results, indent=2))
         return
@@ -315,7 +336,7 @@ def main() -> None:
         if {"native", "campus-sync"} <= found.keys():
             ratio = f"  ratio {found['campus-sync'] / found['native']:.2f}"
         values = "  ".join(f"{name} {value:,.1f}" for name, value in found.items())
-        print(f"{case:36} {values}{ratio}")
+        print(f"{case:60} {values}{ratio}")
 
 
 if __name__ == "__main__":

@@ -14,9 +14,10 @@ from schemas.mappings import load_mapping
 from schemas.positions import SEQ_END, Position
 from schemas.wire import ChangeBatchCoder, seal, verify
 from tests.raw_changes import laboratory_results, raw_of
-from transforms.checksum import ALGORITHMS, digest_rows, manifest, with_digests
+from transforms.checksum import digest_rows, manifest, with_digests
 from transforms.harmonise import Harmoniser, Lookups
 from transforms.harmonise.damaged_text import damage_of
+from transforms.hash_rows import ALGORITHMS
 
 ROWS = 20_000
 

@@ -15,14 +15,19 @@ from runners.embedded.postgres import PostgresServer
 from schemas.batches import ChangeBatch, DeadLetter, Lane, ManifestEntry, Op, Reject
 from schemas.entities import EMR_DOCUMENT, TABLES
 from schemas.errors import ConservationBroken, StoreUnavailable
+from schemas.links import LinkSettings
+from schemas.panes import RoutinePane
 from schemas.positions import SEQ_END, START, Position
 from schemas.store_tables import STORE_TABLES
 from tests.canonical import COMMIT_US, rows_of
 from tests.deliveries import LINK, batch_of, lab_results, part_of, resealed
+from tests.faults.harness import until
 from transforms.checksum import digest_rows
 from transforms.deliver import ledger, store_schema
+from transforms.deliver.deliver import _DeliverRoutineFn
 from transforms.deliver.merging.merge import EXPRESS_ROWS_MAX
 from transforms.deliver.store import Store
+from transforms.parking import HERE
 from transforms.seal_dead_letters import Sealer, make_key
 
 NOW_US = COMMIT_US + 5_000_000
@@ -745,3 +750,35 @@ def test_tables_of_pyarrow_views_are_written(store, eye):
     sliced = pa.Table.from_batches([rows]).slice(10, 10).to_batches()[0]
     assert routine(store, batch_of({"lab_result": sliced})).counts.delivered == 10
     assert set(stored(eye, "lab_result", "unit")) == set(sliced["record_id"].to_pylist())
+
+
+def test_a_batch_delivered_before_its_pane_is_told_of_with_it(store, dsn, eye, tmp_path):
+    make_key(tmp_path / "key")
+    settings = LinkSettings(
+        LINK, "main", "primary", "", dsn, "", "", "", "", f"file:{tmp_path / 'key'}",
+        one_worker=True,
+    )  # fmt: skip
+    places = [Position(lsn, SEQ_END) if lsn else START for lsn in range(4)]
+    batches = [
+        batch_of({"patient": rows_of("patient", [{"record_id": str(end.lsn), "_lsn": end.lsn}])},
+                 begin, end)
+        for begin, end in itertools.pairwise(places)
+    ]  # fmt: skip
+    stubs = [HERE.park(batch) for batch in batches]
+    panes = [
+        RoutinePane(LINK, 0, 1, timing, (stub,), late)
+        for stub, timing, late in zip(stubs, ("early", "late", "early"), (0, 1, 0), strict=True)
+    ]
+    deliver = _DeliverRoutineFn(settings, Lane.ROUTINE, lambda: NOW_US)
+    deliver.setup()
+    try:
+        receipts = list(deliver.process((LINK, panes[0])))
+        until(lambda: progress(eye)[0] == places[3], 20, "all three, though two panes are to come")
+        for pane in panes[1:]:
+            receipts += deliver.process((LINK, pane))
+    finally:
+        deliver.teardown()
+        HERE.clear(LINK, Lane.ROUTINE)
+    assert [receipt.progress for receipt in receipts] == places[1:]
+    assert [receipt.late for receipt in receipts] == [0, 1, 0]
+    assert [receipt.counts for receipt in receipts] == [(1, 1, 0, 0, 0, 0)] * 3

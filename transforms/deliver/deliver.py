@@ -1,7 +1,8 @@
 """Deliver change batches to a link's consult store; the ledger moves in the same transaction."""
 
+import dataclasses
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import apache_beam as beam
 from apache_beam.metrics import Metrics
@@ -17,10 +18,12 @@ from transforms.deliver.sets.claims import Claims
 from transforms.deliver.sets.source_sets import source_sets
 from transforms.deliver.sets.write_sets import SetWriter
 from transforms.deliver.store import Store
+from transforms.deliver.work_ahead import Outcome, WorkAhead
 from transforms.parking import HERE
 from transforms.seal_dead_letters import Sealer
 
 _LOGGER = logging.getLogger(__name__)
+_AHEAD_MAX = 8  # Panes delivered before they have come; credit allows some three under way.
 
 
 class _DeliverFn(beam.DoFn):
@@ -61,38 +64,61 @@ class _DeliverFn(beam.DoFn):
             if part is not None:
                 part.close()
 
-    def _apply(self, batches: tuple[ChangeBatch, ...], late: int) -> Iterator[Receipt]:
+    def _apply(self, batches: Sequence[ChangeBatch]) -> Outcome:
         found = [batch for stub in batches if (batch := HERE.claim(stub)) is not None]
         # Nothing here: it was delivered already, or read by another worker. Either way the
         # ledger tells the reader, who sends again by value what is not in it.
-        self._unclaimed.inc(len(batches) - len(found))
+        unclaimed = len(batches) - len(found)
         if not found:
-            return
+            return Outcome(None, unclaimed)
         try:
             if self._sets is not None:
                 self._sets.bring(self._store, found)
-            receipt = self._store.apply(found, self._lane, late=late)
+            receipt = self._store.apply(found, self._lane)
         except StoreUnavailable as error:
-            self._refused.inc(len(batches))
             # The text of a StoreUnavailable names servers and SQLSTATEs only.
             _LOGGER.warning("link %s: %s", self._settings.name, error)
-            return
+            return Outcome(None, unclaimed, len(found))
         HERE.applied(self._settings.name).set()
-        if receipt.applied:
+        return Outcome(receipt if receipt.applied else None, unclaimed)
+
+    def _told(self, outcome: Outcome, late: int = 0) -> Iterator[Receipt]:
+        self._unclaimed.inc(outcome.unclaimed)
+        self._refused.inc(outcome.refused)
+        receipt = outcome.receipt
+        if receipt is not None:
             self._delivered.inc(receipt.counts.delivered)
             self._dead.inc(receipt.counts.dead)
-            yield receipt
+            yield dataclasses.replace(receipt, late=late)
 
 
 class _DeliverEmergencyFn(_DeliverFn):
     def process(self, batch: ChangeBatch):
-        yield from self._apply((batch,), 0)
+        yield from self._told(self._apply((batch,)))
 
 
 class _DeliverRoutineFn(_DeliverFn):
+    def setup(self):
+        super().setup()
+        name = self._settings.name
+        self._work = WorkAhead(
+            f"deliver {name}",
+            self._apply,
+            lambda at: HERE.following(name, self._lane, at),
+            # What is to be gathered in panes is not to be delivered one by one.
+            0 if self._settings.limits.early_s else _AHEAD_MAX,
+        )
+
+    def teardown(self):
+        self._work.close()
+        super().teardown()
+
     def process(self, element: tuple[str, RoutinePane]):
         pane = element[1]
-        yield from self._apply(pane.batches, pane.late_rows)
+        late = pane.late_rows
+        for outcome in self._work.outcomes(pane.batches):
+            yield from self._told(outcome, late)
+            late = 0
 
 
 class DeliverEmergency(beam.PTransform):

@@ -221,7 +221,7 @@ class Delivery:
             dead=self._outcomes[Outcome.DEAD] + letters,
         )
 
-    def receipt(self, visible_us: int, late: int) -> Receipt:
+    def receipt(self, visible_us: int) -> Receipt:
         delivered = self._delivered_us or [np.empty(0, np.int64)]
         commit_us, rows = np.unique(np.concatenate(delivered), return_counts=True)
         return Receipt(
@@ -234,7 +234,6 @@ class Delivery:
             watermark_us=max(batch.watermark_us for batch in self._batches),
             commit_us=commit_us,
             rows_per_commit=rows.astype(np.int64),
-            late=late,
         )
 
     def _without_swept(self, rows: pa.RecordBatch) -> pa.RecordBatch:

@@ -91,7 +91,7 @@ class Store:
         if conn is not None:
             conn.close()
 
-    def apply(self, batches: Sequence[ChangeBatch], lane: Lane, late: int = 0) -> Receipt:
+    def apply(self, batches: Sequence[ChangeBatch], lane: Lane) -> Receipt:
         """Applies what is new in `batches` of one lane and moves its ledger: all or nothing.
 
         In any order, split and number of times that batches come, the store ends with the
@@ -112,7 +112,7 @@ class Store:
         return self._persistently(
             names,
             lane,
-            lambda conn, attempt: self._delivery(conn, sound, lane, late, express=attempt == 1),
+            lambda conn, attempt: self._delivery(conn, sound, lane, express=attempt == 1),
         )
 
     def lacking_sets(
@@ -204,9 +204,7 @@ class Store:
                 raise ValueError(f"a batch of {batch.link} {batch.lane} for {self._link} {lane}")
         return sound
 
-    def _delivery(
-        self, conn, batches: list[ChangeBatch], lane: Lane, late: int, express: bool
-    ) -> Receipt:
+    def _delivery(self, conn, batches: list[ChangeBatch], lane: Lane, express: bool) -> Receipt:
         before = ledger.lock(conn, self._link, lane)
         parts, after = new_parts(batches, before)
         if not parts:
@@ -216,7 +214,7 @@ class Store:
             place = (self._link, self._campus, lane)
             delivery = Delivery(conn, *place, parts, before, after, claims)
             self._write(delivery, lane, express)
-        return delivery.receipt(self._now_us(), late)
+        return delivery.receipt(self._now_us())
 
     def _write(self, delivery: Delivery, lane: Lane, express: bool) -> None:
         mergers = {name: self._merger(name, lane) for name in delivery.tables}

@@ -1,6 +1,7 @@
 """Compact rows of one table to one per key: the last version, its unchanged columns filled in."""
 
 import dataclasses
+from collections.abc import Callable
 
 import numba as nb
 import numpy as np
@@ -65,6 +66,8 @@ def compact(table: Table, rows: pa.RecordBatch) -> Compacted:
     )
     rekeyed = rows["_prev_id"].is_valid().to_numpy(zero_copy_only=False)
     fresh = (ops == Op.INSERT) | (ops == Op.SNAPSHOT) | rekeyed
+    if not masks.any() and _rising(rows["record_id"], pc.less):
+        return Compacted(rows, pa.nulls(rows.num_rows, pa.utf8()), fresh, 0, 0)
     keys = rows["record_id"].dictionary_encode()
     codes = keys.indices.to_numpy()
     distinct = len(keys.dictionary) == rows.num_rows
@@ -95,9 +98,11 @@ def compact(table: Table, rows: pa.RecordBatch) -> Compacted:
 
 def _key_order(ids: pa.Array) -> pa.Array | None:
     """Indices that sort `ids` bytewise, None if they are sorted."""
-    if len(ids) < 2 or pc.all(pc.less_equal(ids[:-1], ids[1:])).as_py():
-        return None
-    return pc.sort_indices(ids)
+    return None if _rising(ids, pc.less_equal) else pc.sort_indices(ids)
+
+
+def _rising(ids: pa.Array, before: Callable[[pa.Array, pa.Array], pa.Array]) -> bool:
+    return len(ids) < 2 or pc.all(before(ids[:-1], ids[1:])).as_py()
 
 
 def _filled(table: Table, rows, masks, left, take, last) -> pa.RecordBatch:

@@ -69,9 +69,10 @@ SELECT r.{patient} FROM quality_edited e JOIN consult.{table} r ON r.record_id =
     AND r.campus || '' = %(campus)s WHERE e.table_name = {name}"""
 # A record of which no row is left names its patients in its history.
 _TOUCHED_REMOVED = """\
-SELECT v.entry -> 'values' ->> {patient} FROM quality_edited e JOIN sync.version v
+SELECT g.value -> 'values' ->> {patient} FROM quality_edited e JOIN sync.version v
     ON v.record_id = e.record_id AND v.table_name || '' = e.table_name
     AND v.campus || '' = %(campus)s
+CROSS JOIN LATERAL jsonb_each(v.edit -> 'wrote') AS g
 WHERE e.table_name = {name} AND NOT EXISTS (SELECT FROM consult.{table} r
     WHERE r.record_id = e.record_id AND r.campus || '' = %(campus)s)"""
 _EDITED_IDS = "(SELECT e.record_id FROM quality_edited e WHERE e.table_name = {name})"

@@ -4,7 +4,7 @@ import collections
 import concurrent.futures
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import psycopg
 
@@ -150,7 +150,8 @@ class Observer:
         primary = stores.get(PRIMARY)
         rows = primary.lag if primary else ()
         links = self._config.links()
-        known = {link.name for link in links}
+        blur_s = {link.name: self._config.sources[link.source].blur_s for link in links}
+        known = blur_s.keys()
         store_of = {link.name: stores.get(link.store) for link in links}
 
         def every(part: str) -> tuple:
@@ -180,7 +181,7 @@ class Observer:
             incidents=incidents_of(stores),
             snapshots=every("snapshots"),
             pairs=pairs,
-            objectives=measure_objectives(self._config.objectives, known, rows, pairs),
+            objectives=measure_objectives(self._config.objectives, blur_s, rows, pairs),
             unreachable=self._unreachable(sources, stores),
             comparison=comparison,
             **_named(stores),
@@ -293,9 +294,16 @@ def lag_points(rows: Sequence[LagRow], points_max: int = POINTS_MAX) -> tuple[La
 
 
 def measure_objectives(
-    objectives: Objectives, links: Iterable[str], rows: Sequence[LagRow], pairs: Sequence[Pair]
+    objectives: Objectives,
+    blur_s: Mapping[str, float],
+    rows: Sequence[LagRow],
+    pairs: Sequence[Pair],
 ) -> tuple[Measured, ...]:
-    """Returns every objective of every link and pair with what was measured of it."""
+    """Returns every objective of every link and pair with what was measured of it.
+
+    Args:
+      blur_s: every link, and how much of its lag its source's clock may have added.
+    """
     found = []
     limits = {
         Lane.EMERGENCY: ("emergency_p99_ms", objectives.emergency_p99_ms),
@@ -304,16 +312,19 @@ def measure_objectives(
     windows: dict[tuple, list[LagSketch]] = collections.defaultdict(list)
     for link, lane, _, sketch in _windows(rows):
         windows[link, lane].append(sketch)
-    for link in sorted(links):
+    for link in sorted(blur_s):
         for lane, (name, limit_ms) in limits.items():
             some = [sketch for sketch in windows[link, lane] if sketch.count]
             whole = merge_all(some)
-            over = sum(sketch.quantile(0.99) > limit_ms for sketch in some)
+            over = sum(sketch.quantile(0.99) - blur_s[link] * 1000 > limit_ms for sketch in some)
             scale, unit = (1000, "s") if name.endswith("_s") else (1, "ms")
             value = whole.quantile(0.99) / scale if whole.count else None
             share = whole.share_within(limit_ms) if whole.count else None
+            blur = blur_s[link] * 1000 / scale
             found.append(
-                Measured(name, link, lane, limit_ms / scale, value, unit, len(some), over, share)
+                Measured(
+                    name, link, lane, limit_ms / scale, value, unit, len(some), over, share, blur
+                )
             )
     for pair in pairs:
         found.append(Measured("pair_s", pair.source, None, objectives.pair_s, pair.longest_s, "s"))

@@ -105,5 +105,7 @@ def _local_zone() -> datetime.tzinfo:
     return datetime.datetime.now().astimezone().tzinfo
 
 
-def _verdict(text: str, holds: bool) -> str:
+def _verdict(text: str, holds: bool | None) -> str:
+    if holds is None:
+        return f"[yellow]?[/]    {text}: not to be told of logs with whole seconds"
     return f"[green]yes[/]  {text}" if holds else f"[red]no[/]   {text}"

@@ -152,6 +152,11 @@ def tiles(report: Report) -> tuple[Tile, ...]:
             equal += f" {count(len(comparison.unreachable))} ends could not be read."
     if report.breaches:
         met = f"{len(report.breaches)} of {len(report.objectives)} objectives are broken."
+    elif report.blurred:
+        met = (
+            f"{len(report.blurred)} of {len(report.objectives)} cannot be told: the logs of their "
+            "sources tell commits in whole seconds. The others are met."
+        )
     else:
         met = f"All {len(report.objectives)} objectives are met."
     measured = any(part.value is not None for part in report.objectives)

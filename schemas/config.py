@@ -63,6 +63,7 @@ class Source(_Model):
     hints: dict[str, dict[str, str]] = {}
     kafka: dict[str, str] = {}
     content: Dsn | None = None
+    commit_times: typing.Literal["exact", "seconds"] | None = None
     publication: typing.Annotated[
         str, pydantic.StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_$]{0,62}$")
     ] = "campus_sync"
@@ -90,6 +91,13 @@ class Source(_Model):
         if dsn is not None and info.data.get("kind") != "debezium":
             raise ValueError("is only for `kind: debezium` | remove it: `dsn` is compared.")
         return dsn
+
+    @property
+    def blur_s(self) -> float:
+        """How much earlier than it was its log may put a commit, in seconds: a MariaDB's by
+        default a second."""
+        told = self.commit_times or ("seconds" if self.kind == "mariadb" else "exact")
+        return 1.0 if told == "seconds" else 0.0
 
     @property
     def options(self) -> str:

@@ -332,6 +332,7 @@ class Measured:
     Attributes:
       windows, windows_over: 10 s windows measured, and those over the limit by themselves.
       share_within: share of rows within the limit.
+      blur: how much of `value` the log's clock may have added, in `unit`.
     """
 
     objective: str
@@ -343,10 +344,14 @@ class Measured:
     windows: int = 0
     windows_over: int = 0
     share_within: float | None = None
+    blur: float = 0.0
 
     @property
-    def met(self) -> bool:
-        return self.value is None or self.value <= self.limit
+    def met(self) -> bool | None:
+        """Whether it is met; None where the log's clock is too coarse to tell."""
+        if self.value is None or self.value <= self.limit:
+            return True
+        return False if self.value - self.blur > self.limit else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -508,11 +513,17 @@ class Report:
 
     @property
     def breaches(self) -> tuple[Measured, ...]:
-        return tuple(measured for measured in self.objectives if not measured.met)
+        return tuple(measured for measured in self.objectives if measured.met is False)
 
     @property
-    def objectives_met(self) -> bool:
-        return not self.breaches
+    def blurred(self) -> tuple[Measured, ...]:
+        """Objectives of which a log that tells commits in whole seconds leaves it open."""
+        return tuple(measured for measured in self.objectives if measured.met is None)
+
+    @property
+    def objectives_met(self) -> bool | None:
+        """Whether all are; None where none is seen to be broken and of some it cannot be told."""
+        return False if self.breaches else None if self.blurred else True
 
     @property
     def sound(self) -> bool:

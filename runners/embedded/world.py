@@ -224,6 +224,7 @@ def config_text(world: collections.abc.Mapping[str, EmbeddedServer]) -> str:
             "dsn": f"kafka://{topic.bootstrap}/{TOPIC}",
             "mapping": "oracle_his",
             "hints": hints(),
+            "commit_times": "seconds",  # As an Oracle's log has them.
             "content": world["source-west"].dsn(SOURCE_DATABASE, READER),
         }
     stores = {

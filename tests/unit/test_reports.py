@@ -118,7 +118,7 @@ def sound_report(**changes) -> Report:
         "incidents": (),
         "snapshots": (Snapshot(LINKS[0], "done", "first", START_US, START_US + TEN_S),),
         "pairs": pairs,
-        "objectives": measure_objectives(Objectives(), LINKS, rows, pairs),
+        "objectives": measure_objectives(Objectives(), dict.fromkeys(LINKS, 0.0), rows, pairs),
         "comparison": Comparison(
             (match,),
             (StoresMatch("primary", "main", "main", "patient", 8, 8, True, 1, 1, True),),
@@ -181,7 +181,9 @@ def test_whatever_is_wrong_makes_the_report_unsound_and_shows(changes, tile):
 
 def test_lateness_alone_is_told_and_leaves_the_data_sound():
     rows = lag_rows(emergency_ms=1500)
-    report = sound_report(objectives=measure_objectives(Objectives(), LINKS, rows, ()))
+    report = sound_report(
+        objectives=measure_objectives(Objectives(), dict.fromkeys(LINKS, 0.0), rows, ())
+    )
     assert report.sound
     assert [m.objective for m in report.breaches] == ["emergency_p99_ms"] * 2
     assert "later than promised" in headline(report)
@@ -278,10 +280,27 @@ def test_starts_of_the_pipeline_add_up_in_a_window_of_an_objective():
     one = LagSketch.of_ms(np.array([10.0]), np.array([50]))
     slow = LagSketch.of_ms(np.array([5000.0]), np.array([50]))
     rows = [LagRow("a>b", Lane.EMERGENCY, START_US, 0, sketch) for sketch in (one, slow)]
-    emergency, routine = measure_objectives(Objectives(), ["a>b"], rows, ())
+    emergency, routine = measure_objectives(Objectives(), {"a>b": 0.0}, rows, ())
     assert (emergency.windows, emergency.windows_over, emergency.share_within) == (1, 1, 0.5)
     assert not emergency.met
     assert (routine.value, routine.met) == (None, True)
+
+
+@pytest.mark.parametrize(
+    ("lag_ms", "blur_s", "met", "whole"),
+    [(900, 1.0, True, True), (1900, 1.0, None, None), (2100, 1.0, False, False),
+     (900, 0.0, True, True), (1100, 0.0, False, False)],
+)  # fmt: skip
+def test_what_whole_seconds_may_have_added_breaks_no_objective(lag_ms, blur_s, met, whole):
+    sketch = LagSketch.of_ms(np.array([float(lag_ms)]), np.array([50]))
+    rows = [LagRow("a>b", Lane.EMERGENCY, START_US, 0, sketch)]
+    objectives = measure_objectives(Objectives(), {"a>b": blur_s}, rows, ())
+    assert objectives[0].met is met
+    assert objectives[0].windows_over == (met is False)
+    report = sound_report(objectives=objectives)
+    assert report.objectives_met is whole
+    assert tiles(report)[3].good is whole
+    assert len(report.breaches) == (met is False)
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 4)), min_size=1, max_size=80))

@@ -295,7 +295,7 @@ def test_rows_of_every_kind_of_source_are_read_again(preloaded, place, campus, c
     config = preloaded
     with links(config), Traffic(config, 7) as traffic:
         drain(config)
-        with psycopg.connect(config.stores["primary"].dsn) as store:
+        with psycopg.connect(config.stores["primary"].dsn, user="postgres") as store:
             store.execute("SET session_replication_role = replica")
             mine = f"FROM consult.{table} WHERE campus = '{campus}' AND src_table = '{source}'"
             fifth = "abs(hashtext(record_id)) % 5"

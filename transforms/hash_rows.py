@@ -66,6 +66,15 @@ _update = types.ExternalFunction(
 _final = types.ExternalFunction(_symbol(_NAMES[2]), types.int32(types.int64, types.int64))
 
 
+def _agrees(init, update, final) -> bool:
+    """Whether the functions give what hashlib does: they are called without its checks."""
+    text = bytes(range(200))
+    context = ctypes.create_string_buffer(_CONTEXT_BYTES)
+    digest = ctypes.create_string_buffer(DIGEST_BYTES)
+    done = init(context), update(context, text, ctypes.c_size_t(len(text))), final(digest, context)
+    return done == (1, 1, 1) and digest.raw == hashlib.sha256(text).digest()
+
+
 def _find() -> bool:
     """Whether Python's OpenSSL shows its functions; compiled code finds them from then on."""
     try:
@@ -75,6 +84,8 @@ def _find() -> bool:
         functions = [getattr(library, name) for name in _NAMES]
     except (ImportError, AttributeError, OSError):
         return False  # Python was built without OpenSSL, or around one that it hides.
+    if not _agrees(*functions):
+        return False
     for name, function in zip(_NAMES, functions, strict=True):
         address = ctypes.cast(function, ctypes.c_void_p).value
         llvmlite.binding.add_symbol(_symbol(name), address)

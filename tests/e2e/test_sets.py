@@ -341,3 +341,25 @@ def test_without_sets_nothing_is_asked(site):
     assert links and site.ask(WEST, "SELECT count(*) FROM prescription") == [(0,)]
     assert site.ask("primary", "SELECT count(*) FROM sync.two_phase") == [(0,)]
     assert site.ask("primary", "SELECT DISTINCT lane FROM consult.prescription") == [("R",)]
+
+
+def test_run_writes_sets_on_flink(site):
+    command = [sys.executable, "-m", "runners.cli", "run", "--no-check", "--config"]
+    with (site.folder / "run.log").open("wb") as log:
+        job = subprocess.Popen([*command, str(site.path)], cwd=ROOT, stdout=log, stderr=log)
+    try:
+        for store in STORES:
+            done = lambda s=store: site.snapshots(s)[-1:] == [("first", "done")]  # noqa: E731
+            until(done, 180, lambda: (site.folder / "run.log").read_text()[-2000:])
+        with site.hospital() as hospital:
+            for number in range(12):
+                prescribe(hospital, f"R{number}", mrn=f"M{number}")
+                value = "7.9" if number % 4 == 0 else "4.1"
+                hospital.execute(RESULT, (f"M{number}", "钾", value))
+        site.drain(120)
+    finally:
+        job.terminate()
+        job.wait(90)
+    assert site.lines(WEST) == {f"R{number}": {1, 2, 3} for number in range(12)}
+    assert_equal(site)
+    site.prove()

@@ -1,17 +1,21 @@
 """What belongs together of a delivery's rows, who may be asked, and whose delivery it was."""
 
 import collections
+import dataclasses
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from apache_beam.internal import pickler
 from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.batches import Lane, Op
 from schemas.entities import TABLES
+from schemas.links import LinkSettings, SetSettings
 from tests.canonical import rows_of
 from transforms.checksum import with_digests
+from transforms.deliver.deliver import DeliverEmergency
 from transforms.deliver.merging.outcomes import Outcome
 from transforms.deliver.sets.claims import Brought, Claims
 from transforms.deliver.sets.commit_sets import (
@@ -21,7 +25,7 @@ from transforms.deliver.sets.commit_sets import (
     row_set,
     writable,
 )
-from transforms.deliver.sets.source_sets import SourceSets
+from transforms.deliver.sets.source_sets import SourceSets, source_sets
 from transforms.deliver.sets.write_sets import _pieces
 from transforms.two_phase.writes import encode
 
@@ -147,6 +151,15 @@ def test_what_was_brought_is_claimed_once_and_given_back_by_a_failure():
     brought.note("prescription", part)  # Written again, by the other lane.
     with other:
         assert other.delivered("prescription", part, outcomes).tolist()[1:] == [1, 1, 1]
+
+
+def test_a_worker_gets_what_it_needs_and_no_connection():
+    sets = SetSettings(KINDS, True, 5.0, "host=a", (("primary", "host=a"), ("east", "host=b")))
+    settings = LinkSettings("main>east", "main", "east", *[""] * 7, sets=sets)
+    fn = pickler.loads(pickler.dumps(DeliverEmergency(settings)._fn))
+    assert fn._settings == settings
+    assert source_sets(fn._settings) is source_sets(settings)
+    assert source_sets(settings) is not source_sets(dataclasses.replace(settings, source="west"))
 
 
 def test_who_gave_no_answer_is_left_alone_for_a_while_that_grows():

@@ -1,5 +1,6 @@
 """MariaDB's branch of a two-phase commit: XA, and the canonical tables as MariaDB has them."""
 
+import contextlib
 import functools
 import struct
 from collections.abc import Sequence
@@ -101,10 +102,9 @@ class MariaDbBranch(BranchSession):
         self._run("COMMIT")
 
     def rest(self) -> None:
-        try:
+        # What fails has ended the session: then there will be a new one.
+        with contextlib.suppress(BranchDown, BranchRefused):
             self._run(f"SET wait_timeout = {_REST_S}")
-        except BranchDown:
-            self.close()
 
     def close(self) -> None:
         conn, self._conn = self._conn, None

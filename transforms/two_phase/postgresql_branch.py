@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import json
 import os
 import socket
 import threading
@@ -59,8 +58,7 @@ class PostgresBranch(BranchSession):
 
     def write(self, writes: Sequence[TableWrite]) -> None:
         for write in writes:
-            arguments = (json.dumps(write.rows), self.name)
-            self._run(_statement(write.table, write.bare), arguments)
+            self._run(_statement(write.table, write.bare), (write.rows_json, self.name))
 
     def prepare(self) -> None:
         self._end("PREPARE TRANSACTION", self._xid.gid)

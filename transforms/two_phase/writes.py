@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -43,6 +44,11 @@ class TableWrite:
     table: str
     bare: bool
     rows: list[dict[str, typing.Any]] = dataclasses.field(repr=False)
+
+    @functools.cached_property
+    def rows_json(self) -> str:
+        """The rows as an array of JSON objects."""
+        return json.dumps(self.rows)
 
 
 def encode(sets: Iterable[RowSet]) -> list[TableWrite]:

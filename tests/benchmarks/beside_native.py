@@ -118,6 +118,10 @@ class CampusSync:
     def stop(self) -> None:
         self._job.send_signal(signal.SIGTERM)
         self._job.wait(60)
+        # A restart, or a store or source that did not answer, explains a number that is odd.
+        for log, sign in (("run.log", " failed "), ("job/worker.log", " link ")):
+            lines = (self.folder / log).read_text(errors="replace").splitlines()
+            print(*(line for line in lines if sign in line), sep="\n", file=sys.stderr)
 
     def close(self) -> None:
         if self._job is not None and self._job.poll() is None:

@@ -277,7 +277,7 @@ STEPS = (
 
 
 def test_killed_at_any_step_all_or_none(site):
-    """`CAMPUS_SYNC_CRASHES=52` goes through all steps and modes; seed on failure."""
+    """`CAMPUS_SYNC_CRASHES=26` goes through all steps and modes; seed on failure."""
     chance = random.Random(seed_of_this_run())
     cases = [(step, mode) for step in STEPS for mode in ("refuse", "degrade")]
     cases = [case for _ in range(-(-KILLS // len(cases))) for case in chance.sample(cases, 26)]

@@ -7,6 +7,9 @@ from schemas.positions import Position
 from schemas.reports import SETS_APART, SETS_WAIT, Conservation, Health, Risk, State
 from transforms.capture.retention import seconds_left
 
+# Heartbeats move a link's watermark every second or so, whoever reads the log for it.
+_FOLLOWS_MS = 15_000
+
 
 def link_health(
     link: Link,
@@ -57,6 +60,12 @@ def link_health(
     )
 
 
+def _follows(source: SourceFacts, lag_ms: int | None) -> bool:
+    """Whether it takes what another link of its source reads (ADR 0018): its own slot is idle."""
+    read = any(slot.active for slot in source.slots.values())
+    return read and lag_ms is not None and lag_ms < _FOLLOWS_MS
+
+
 def _sets(link: Link, store: StoreFacts | None) -> str:
     """Says what keeps the link's sets from being written to all stores as one, or ""."""
     for one in () if store is None else store.incidents:
@@ -95,7 +104,7 @@ def _judge(link, source, store, slot, ledger, lag_ms, objectives) -> tuple[State
     running = [part for part in store.snapshots if part.state == "running"]
     if any(part.link == link.name for part in running):
         return State.GAP, "a snapshot is being read"
-    if not slot.active:
+    if not slot.active and not _follows(source, lag_ms):
         return State.DOWN, "nobody reads its slot; start `campus-sync run`"
     if ledger is None:
         return State.GAP, "nothing has been applied yet"

@@ -102,6 +102,26 @@ def test_a_links_health_tells_the_time_left_at_the_rate_of_now(config):
     assert (unknown.seconds_left, unknown.log_risk) == (None, Risk.NONE)
 
 
+@pytest.mark.parametrize(
+    ("others_read", "lag_s", "state"),
+    [(True, 2, State.UP), (True, 60, State.DOWN), (False, 2, State.DOWN)],
+    ids=["follows", "left behind", "nobody reads"],
+)
+def test_a_link_may_follow_what_another_reads(config, others_read, lag_s, state):
+    """Its own slot is then not in use (ADR 0018), and all is well."""
+    slots = {
+        LINK.slot: Slot(False, "reserved", 0, 0),
+        "campus_sync_main_other": Slot(others_read, "reserved", 0, 0),
+    }
+    source = SourceFacts(1_000, NOW_US, slots)
+    watermark_us = NOW_US - lag_s * 1_000_000
+    ledger = Conservation(
+        LINK.name, Lane.ROUTINE, Counts(), 0, 10, SEQ_END, watermark_us=watermark_us
+    )
+    store = StoreFacts((ledger,), (), (), (), ())
+    assert link_health(LINK, source, store, config, NOW_US).state is state
+
+
 def test_warnings_name_the_nearest_first():
     base = Health("a>b", State.UP)
     healths = [

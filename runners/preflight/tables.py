@@ -108,13 +108,13 @@ def _check_table(table: _SourceTable, ids: tuple[str, ...], user: str, found: Fi
             f"GRANT USAGE ON SCHEMA {schema} TO {user}; GRANT SELECT ON {table.quoted} TO {user};",
         )
     if table.identity == "n" or (table.identity == "d" and not table.key):
-        found.error(
+        found.held(
             f"{table.name} has no primary key: its updates and deletes fail once published",
             f"ALTER TABLE {table.quoted} ADD PRIMARY KEY ({', '.join(ids)});  -- or, slower:"
             f" ALTER TABLE {table.quoted} REPLICA IDENTITY FULL;",
         )
     elif table.identity != "f" and not set(ids) <= set(table.key):
-        found.error(
+        found.held(
             f"{table.name}: a delete carries only ({', '.join(table.key)}), the mapping's id is"
             f" ({', '.join(ids)})",
             f"ALTER TABLE {table.quoted} REPLICA IDENTITY FULL;  -- or map id: to the key",

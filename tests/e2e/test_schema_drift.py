@@ -283,6 +283,26 @@ def test_a_table_that_goes_holds_no_other_and_is_read_whole_when_it_is_back(drif
 
 
 @pytest.mark.parametrize("drift", [POSTGRESQL], indirect=True)
+def test_a_table_whose_rows_the_log_does_not_name_holds_no_other(drift):
+    with Link(drift.one.settings):
+        drift.arrives("drifting-1")
+        drift.execute("ALTER TABLE drifting DROP CONSTRAINT drifting_pkey", INSERT)
+        drift.flows()
+        until(lambda: drift.incidents("open"), 20, lambda: str(drift.known))
+        drift.flows()
+    with Link(drift.one.settings):
+        drift.flows()
+        (detail,) = drift.incidents("open")
+        assert "replica identity lacks allergy_id" in detail and "steady" not in detail
+        assert drift.one.ask("SELECT FROM consult.allergy WHERE record_id = 'drifting-2'") == []
+        drift.execute("ALTER TABLE drifting ADD PRIMARY KEY (allergy_id)")
+        drift.arrives("drifting-2")
+        until(lambda: not drift.incidents("open"), 20, lambda: str(drift.known))
+        drift.flows()
+    assert not drift.letters()
+
+
+@pytest.mark.parametrize("drift", [POSTGRESQL], indirect=True)
 def test_rows_under_a_new_name_are_refused_and_not_passed_over(drift, monkeypatch):
     monkeypatch.setattr("transforms.capture.link_reader._LOOK_AT_PUBLICATION_S", 3600)
     with Link(drift.one.settings):

@@ -35,6 +35,7 @@ class PostgresqlLog:
         self._mapping = mapping
         self._keys = {name: table.id for name, table in mapping.tables.items()}
         self._whole = tuple(self._keys)
+        self._followed = self._keys
 
     def require_covered(self) -> dict[str, str]:
         settings = self._settings
@@ -48,6 +49,16 @@ class PostgresqlLog:
 
     def _drift(self, there: dict[str, dict[str, str]]) -> dict[str, str]:
         found = self._mapping.drift(there)
+        # Of a table whose rows the log does not name, changes cannot be told apart: all of it is
+        # passed over, until a snapshot reads it.
+        keys = {name: self._keys[name] for name in there if name not in found}
+        unnamed = slots.unnamed(self._settings.source_dsn, keys)
+        self._followed = {name: key for name, key in self._keys.items() if name not in unnamed}
+        found |= {
+            name: f"its replica identity lacks {', '.join(columns)}: give it a primary key of "
+            "these columns, or REPLICA IDENTITY FULL"
+            for name, columns in unnamed.items()
+        }
         self._whole = tuple(name for name in self._keys if name not in found)
         return found
 
@@ -56,7 +67,7 @@ class PostgresqlLog:
 
     def memberships(self) -> dict[str, str]:
         settings = self._settings
-        return slots.memberships(settings.source_dsn, settings.publication, self._keys)
+        return slots.memberships(settings.source_dsn, settings.publication, self._followed)
 
     @contextlib.contextmanager
     def create(self, after: Position) -> Iterator[CreatedSlot]:
@@ -89,7 +100,7 @@ class PostgresqlLog:
             slots.advance(self._settings.source_dsn, self._settings.slot, lsn)
 
     def open(self, start: Position, acknowledged_lsn: int) -> "_Stream":
-        return _Stream(self._settings, self._keys, start, acknowledged_lsn, self._monotonic)
+        return _Stream(self._settings, self._followed, start, acknowledged_lsn, self._monotonic)
 
 
 class _Stream:

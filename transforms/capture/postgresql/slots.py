@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import psycopg
 from psycopg import sql
@@ -320,6 +320,32 @@ def columns(dsn: str, tables: Collection[str]) -> dict[str, dict[str, str]]:
         for table, column, kind in connection.execute(_COLUMNS, [list(tables)]):
             found.setdefault(table, {})[column] = kind
     return found
+
+
+_NAMED_BY = """
+SELECT format('%%s.%%s', n.nspname, c.relname), coalesce(array_agg(a.attname::text) FILTER (
+    WHERE a.attnum = ANY (i.indkey)), '{}')
+FROM pg_class c
+JOIN pg_namespace n ON n.oid = c.relnamespace
+LEFT JOIN pg_index i ON i.indrelid = c.oid AND i.indisvalid
+    AND CASE c.relreplident WHEN 'i' THEN i.indisreplident WHEN 'd' THEN i.indisprimary END
+LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+WHERE c.relkind IN ('r', 'p') AND c.relreplident <> 'f'
+    AND format('%%s.%%s', n.nspname, c.relname) = ANY (%s)
+GROUP BY 1
+"""
+
+
+def unnamed(dsn: str, keys: Mapping[str, Collection[str]]) -> dict[str, list[str]]:
+    """Returns the tables whose replica identity lacks columns of their key, and which.
+
+    Raises:
+      SourceUnavailable: no connection.
+    """
+    with _session(dsn) as connection:
+        found = dict(connection.execute(_NAMED_BY, [list(keys)]).fetchall())
+    lacking = {name: sorted({*keys[name]} - {*named}) for name, named in found.items()}
+    return {name: columns for name, columns in lacking.items() if columns}
 
 
 _IDENTITY = """

@@ -13,6 +13,10 @@ RATE = 30  # A second.
 AT_LEAST = 200  # Of those that are committed while a backlog drains.
 _POLL_S = 0.002
 _LOST_S = 120
+PHASES = ("is written", "is read", "drains")
+_SENT = """SELECT coalesce(bool_and(r.sent_lsn >= %s::pg_lsn), false) FROM pg_stat_replication r
+JOIN pg_replication_slots s ON s.active_pid = r.pid WHERE s.database = current_database()
+    AND s.slot_name LIKE 'campus_sync_%%'"""
 _WRITE = """
 import sys, psycopg
 dsn, statement = sys.argv[1:3]
@@ -72,8 +76,9 @@ def under_backlog(bench, side, rows: int, routine: str, urgent: str) -> dict[str
     """Returns lags in ms of emergencies committed one by one, by store and what went on meanwhile.
 
     First `rows` routine rows are written as fast as the source can, by a program that takes a
-    processor of the same machine (`is written`); then what of them is not delivered drains, until
-    the last store has it (`drains`). Goes on with another backlog until enough were met by that.
+    processor of the same machine (`is written`); then what of them the links have not read yet is
+    read (`is read`); then what waits in the routine lane drains, until the last store has it
+    (`drains`). Goes on with another backlog until enough were met by that.
 
     Args:
       bench: hands out ids. side: runs. routine, urgent: statements that insert `low` to `high`.
@@ -85,10 +90,26 @@ def under_backlog(bench, side, rows: int, routine: str, urgent: str) -> dict[str
         }
         while min(len(eye.lags["drains"]) for eye in eyes.values()) < AT_LEAST:
             _one_backlog(bench, eyes, rows, routine, urgent)
-        for phase in ("is written", "drains"):
+        for phase in PHASES:
             for name, eye in eyes.items():
-                found[f"{phase}, {name}"] = eye.lags[phase]
+                if eye.lags[phase]:
+                    found[f"{phase}, {name}"] = eye.lags[phase]
     return found
+
+
+class _Left:
+    """Tells whether all that the writer wrote has been sent to whoever reads the log."""
+
+    def __init__(self):
+        self._end: str | None = None
+        self._read = False
+
+    def phase(self, connection: psycopg.Connection) -> str:
+        if self._end is None:
+            (self._end,) = connection.execute("SELECT pg_current_wal_lsn()::text").fetchone()
+        if not self._read:
+            (self._read,) = connection.execute(_SENT, [self._end]).fetchone()
+        return "drains" if self._read else "is read"
 
 
 def _one_backlog(bench, eyes: dict[str, _Eye], rows: int, routine: str, urgent: str) -> None:
@@ -97,11 +118,12 @@ def _one_backlog(bench, eyes: dict[str, _Eye], rows: int, routine: str, urgent: 
     writer = subprocess.Popen([sys.executable, "-c", _WRITE, *arguments])
     for eye in eyes.values():
         eye.expect(end, time.monotonic(), "end")
+    left = _Left()
     with psycopg.connect(bench.dsn, autocommit=True) as connection:
         due = time.monotonic()
         while not all(end in eye.seen for eye in eyes.values()):
             row = bench.take_ids(1)
-            phase = "is written" if writer.poll() is None else "drains"
+            phase = "is written" if writer.poll() is None else left.phase(connection)
             connection.execute(urgent.format(low=row, high=row))
             for eye in eyes.values():
                 eye.expect(row, time.monotonic(), phase)

@@ -33,6 +33,7 @@ from transforms.deliver.edits.hold_records import (
     names_of,
     same_key,
     take_stamps,
+    values_of,
 )
 from transforms.deliver.edits.row_digests import EXACT, digests_of, time_of
 
@@ -204,13 +205,9 @@ def _statement(table: Table, policy: TablePolicy) -> str | None:
     if any(column.kind not in EXACT for column in table.columns):
         return None
 
-    def values(row: str, columns: collections.abc.Iterable[str]) -> str:
-        pairs = ", ".join(f"'{column}', {row} -> '{column}'" for column in columns)
-        return f"jsonb_build_object({pairs})"
-
     groups = ", ".join(
         f"('{group.group}', {isinstance(group, _REPLACED)!s},"
-        f" {values('b.before', group.columns)}, {values('b.after', group.columns)})"
+        f" {values_of('b.before', group.columns)}, {values_of('b.after', group.columns)})"
         for group in policy.groups
     )
     # A list as it came is not yet as it is shown: neither a client's nor a source's.
@@ -223,9 +220,9 @@ def _statement(table: Table, policy: TablePolicy) -> str | None:
         deleted=DELETED,
         content=CONTENT,
         routine=Lane.ROUTINE.value,
-        values=values("a.before", table.by_name),
+        values=values_of("a.before", table.by_name),
         wrote=", ".join(
-            f"'{group.group}', jsonb_build_object('values', {values('a.before', group.columns)})"
+            f"'{group.group}', jsonb_build_object('values', {values_of('a.before', group.columns)})"
             for group in policy.groups
         ),
     )

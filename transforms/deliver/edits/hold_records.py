@@ -58,6 +58,12 @@ def same_key(one: str, other: str) -> str:
     )
 
 
+def values_of(row: str, columns: collections.abc.Iterable[str]) -> str:
+    """Returns SQL: columns of a jsonb `row` as an object of their own."""
+    pairs = ", ".join(f"'{column}', {row} -> '{column}'" for column in columns)
+    return f"jsonb_build_object({pairs})"
+
+
 _KEYS = "unnest(%(ids)s::text[], %(tables)s::text[], %(campuses)s::text[])"
 _MATCH = same_key("r", "k")
 _ROWS = """\

@@ -20,7 +20,14 @@ from schemas.conflict_policy import ConflictRules, TablePolicy, Union
 from schemas.siblings import CONTENT, DELETED, ROW, Value
 from schemas.tables import Table
 from schemas.versions import SOURCE_MARK
-from transforms.deliver.edits.hold_records import Key, counted, lock_keys, same_key, take_stamps
+from transforms.deliver.edits.hold_records import (
+    Key,
+    counted,
+    lock_keys,
+    same_key,
+    take_stamps,
+    values_of,
+)
 from transforms.deliver.edits.row_digests import EXACT, digests_of, time_of
 from transforms.deliver.store_schema import quoted
 
@@ -171,7 +178,7 @@ class PlainRows:
         lock_keys(conn, keys, wait=True)
         conn.execute(_STAGES)
         given = [_plain(place, row) for place, row in enumerate(rows)]
-        say = _SAY.format(name=name, values=_values("r", self._table.by_name))
+        say = _SAY.format(name=name, values=values_of("r", self._table.by_name))
         texts = json.dumps(given, ensure_ascii=False)
         conn.execute(say.encode(), {"campus": self._campus, "rows": texts})
         for place, verdict in conn.execute(_KNOWN):
@@ -212,13 +219,8 @@ def _plain(place: int, said: Said) -> dict[str, object]:
     return {"place": place, "id": plain.pop("record_id"), **plain}
 
 
-def _values(row: str, columns: collections.abc.Iterable[str]) -> str:
-    pairs = ", ".join(f"'{column}', {row} -> '{column}'" for column in columns)
-    return f"jsonb_build_object({pairs})"
-
-
 def _statement(table: Table, policy: TablePolicy) -> str:
-    given = {group.group: _values("m.said", group.columns) for group in policy.groups}
+    given = {group.group: values_of("m.said", group.columns) for group in policy.groups}
     # Of these the row keeps what it shows; of a list, as `show` has written it.
     kept = " || ".join(
         f"CASE WHEN {isinstance(group, Union)} OR c.wrote ? '{group.group}'"

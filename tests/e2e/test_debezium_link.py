@@ -120,6 +120,27 @@ def test_goes_on_where_the_ledger_stands(campus):
     assert len(campus.ask("SELECT FROM sync.snapshot")) == 1
 
 
+def test_a_column_that_no_event_has_is_told_with_what_the_mapping_should_say(campus, monkeypatch):
+    monkeypatch.setattr("transforms.capture.link_reader._LOOK_AT_PUBLICATION_S", 0.5)
+    mapping = campus.folder / "campus_c.yaml"
+    right = mapping.read_text(encoding="utf-8")
+    mapping.write_text(right.replace("name: NAME\n", "name: NAME_OF_OLD\n"), encoding="utf-8")
+    records = recorded("oracle")
+    campus.put(records)
+    told = "SELECT detail FROM sync.incident WHERE (kind, state) = ('schema_drift', 'open')"
+    with Link(campus.settings):
+        until(lambda: campus.reached() >= len(records), 60, lambda: str(campus.ask(_PROGRESS)))
+        until(lambda: campus.ask(told), 20, "an incident")
+    ((detail,),) = campus.ask(told)
+    assert "LAB.PAT_MASTER_INDEX lacks NAME_OF_OLD" in detail and "columns: name: NAME" in detail
+    assert campus.ask("SELECT DISTINCT reason FROM sync.dead_letter") == [("missing_column",)]
+    mapping.write_text(right, encoding="utf-8")
+    list(replay(campus.config, letters(campus.config)[0]))
+    assert campus.patients() == PATIENTS
+    with Link(campus.settings):
+        until(lambda: not campus.ask(told), 20, "its end")
+
+
 def test_records_that_were_refused_whole_are_replayed(campus):
     """The mapping named a key that no event has: every record is a letter until it is mended."""
     right = (campus.folder / "campus_c.yaml").read_text(encoding="utf-8")

@@ -13,7 +13,7 @@ from schemas.mappings import CampusMapping
 from schemas.positions import SEQ_END, START, Position
 from transforms.capture.debezium.event_stream import RetentionGap, TopicRecreated
 from transforms.capture.debezium.hints import table_specs
-from transforms.capture.debezium.source import DebeziumSource, SnapshotMissing
+from transforms.capture.debezium.source import DebeziumSource, DebeziumStream, SnapshotMissing
 from transforms.capture.debezium.topic import TopicState, place_of
 from transforms.capture.polled_stream import PolledStream
 from transforms.capture.postgresql.slots import SlotState
@@ -48,7 +48,9 @@ class DebeziumLog:
         monotonic: Callable[[], float],
     ):
         self._settings, self._now_us = settings, now_us
-        self._tables = tuple(mapping.tables)
+        self._mapping, self._tables = mapping, tuple(mapping.tables)
+        self._columns: dict[str, tuple[str, ...]] = {}
+        self._stream: DebeziumStream | None = None
         options = json.loads(settings.source_options or "{}")
         self._source = DebeziumSource(
             *place_of(settings.source_dsn),
@@ -62,13 +64,21 @@ class DebeziumLog:
         self._topic: TopicState | None = None
 
     def require_covered(self) -> dict[str, str]:
-        """Does nothing: what a topic must be, `state` refuses it for, and what is in it the
-        connector alone decides."""
-        return {}
+        """Asks nobody: what a topic must be, `state` refuses it for, and what is in it the
+        connector alone decides. Returns as `drift`."""
+        return self.drift()
 
     def drift(self) -> dict[str, str]:
-        """Returns nothing: only the connector sees the tables; rows are refused one by one."""
-        return {}
+        """Returns what the tables that have been met lack by their events: the connector alone
+        sees the tables."""
+        if self._stream is not None:
+            self._columns |= self._stream.columns
+        met = {
+            name: dict.fromkeys(columns, "")
+            for name, columns in self._columns.items()
+            if name in self._mapping.tables
+        }
+        return {name: why for name, why in self._mapping.drift(met).items() if name in met}
 
     def state(self, applied: Position | None) -> SlotState:
         topic = self._topic = self._source.state()
@@ -118,7 +128,7 @@ class DebeziumLog:
     def open(self, start: Position, acknowledged_lsn: int) -> PolledStream:
         topic_id = self._topic.topic_id if self._topic is not None else ""
         with _gaps():
-            stream = self._source.stream(start, topic_id)
+            stream = self._stream = self._source.stream(start, topic_id)
         limits = self._settings.limits
 
         def read(timeout_s: float) -> list[RawChanges]:

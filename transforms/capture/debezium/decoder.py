@@ -82,6 +82,8 @@ class DebeziumDecoder:
         self._done_bytes = self._done_events = 0
         self._gathered: dict[str, TableRows] = {}
         self._forms: dict[str, TableForm] = {}
+        # Of each table, what its newest row was told with: a deletion may tell its key alone.
+        self.columns: dict[str, tuple[str, ...]] = {}
         self._rejects: list[Reject] = []
         self._truncates: list[tuple[str, Position]] = []
         self._sweeps: list[tuple[int, tuple[str, Position]]] = []
@@ -334,6 +336,8 @@ class DebeziumDecoder:
     ) -> list[RawChanges]:
         payload, op = event.payload, _OPS[event.payload.op]
         values = payload.before if op is Op.DELETE else payload.after
+        if op is not Op.DELETE and values:
+            self.columns[table] = tuple(values)
         if op is Op.DELETE and not _has_key(values, spec):
             values = _key_of(record.key)
         if not _has_key(values, spec):

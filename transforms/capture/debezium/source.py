@@ -60,6 +60,11 @@ class DebeziumStream:
         return self._decoder.position
 
     @property
+    def columns(self) -> dict[str, tuple[str, ...]]:
+        """The columns of the tables that were met, as their newest rows were told."""
+        return self._decoder.columns
+
+    @property
     def topic_id(self) -> str:
         """To be kept beside the ledger and given to the next `DebeziumSource.stream`."""
         return self._stream.topic_id

@@ -58,6 +58,8 @@ class SetWriter:
         self._by_commit = settings.source_kind != "debezium"
         self._shared = source_sets(settings)
         self._log = DecisionLog(self._sets.log_dsn)
+        # The primary's own link never writes apart: it is the one that tells the MariaDBs.
+        self._of_log = settings.store_dsn == self._sets.log_dsn
         self._branches = _branches(self._sets)
         self._refusals_left = 0
         self._divided: list[str] = []
@@ -109,7 +111,11 @@ class SetWriter:
             writing.release()
 
     def _lacking(self, store: Store, batches: Sequence[ChangeBatch]) -> list[CommitSets]:
-        return store.lacking_sets(batches, self._lane, self._sets.tables, self._by_commit)
+        lacking = store.lacking_sets(batches, self._lane, self._sets.tables, self._by_commit)
+        self._shared.note(self._settings.store)  # It has just answered.
+        if self._of_log:
+            self._shared.note(_LOG)
+        return lacking
 
     def _write(self, sets: CommitSets) -> None:
         fit = writable(sets)
@@ -196,7 +202,7 @@ class SetWriter:
 
     def _without(self, why: str, log: bool) -> bool:
         """Nobody can be asked: as one, or store by store where the log is down and may be."""
-        if not (self._sets.degrade and log):
+        if not (self._sets.degrade and log) or self._of_log:
             raise SetsWait(f"sets wait: {why}. {_REMEDY_DOWN}")
         self._apart = f"sets are written store by store: {why}. Remedy: start the primary store."
         return True

@@ -23,7 +23,7 @@ from schemas.conflict_policy import (
     TablePolicy,
     Union,
 )
-from schemas.siblings import CONTENT, DELETED, ROW
+from schemas.siblings import DELETED, ROW
 from schemas.tables import Table
 from schemas.versions import SOURCE_MARK
 from transforms.deliver.edits.hold_records import (
@@ -32,6 +32,7 @@ from transforms.deliver.edits.hold_records import (
     lock_keys,
     names_of,
     same_key,
+    source_edit,
     take_stamps,
     values_of,
 )
@@ -117,12 +118,7 @@ CROSS JOIN LATERAL (SELECT b.stamp || jsonb_build_object('wrote', w.wrote) AS ed
 WHERE w.plain"""
 # What the source had said, as `transforms.conflicts.stored_rows.record_of_row` has it.
 _SAID = """\
-SELECT jsonb_build_object('{mark}' || a.campus, q.place), jsonb_build_array(jsonb_build_object(
-    'hlc', (a.before ->> 'hlc')::bigint, 'lane', '{routine}', 'role', %(source_role)s::text,
-    'editor', '{mark}' || a.campus, 'dot', jsonb_build_array('{mark}' || a.campus, q.place),
-    'wrote', jsonb_build_object('{row}', jsonb_build_object('values', jsonb_build_object(
-        '{deleted}', false, '{content}', substr(encode(sha256(convert_to(
-            ({values})::text, 'UTF8')), 'hex'), 1, 16))), {wrote})))
+SELECT jsonb_build_object('{mark}' || a.campus, q.place), jsonb_build_array({edit})
 FROM (SELECT (a.before ->> 'src_lsn')::numeric * 2147483648
     + (a.before ->> 'src_seq')::numeric AS place) AS q
 WHERE a.kind = 'source' AND {lists}"""
@@ -213,19 +209,15 @@ def _statement(table: Table, policy: TablePolicy) -> str | None:
     # A list as it came is not yet as it is shown: neither a client's nor a source's.
     shown = [_as_shown(group) for group in policy.groups if isinstance(group, Union)]
     lists = " AND ".join(shown) or "true"
-    said = _SAID.format(
-        lists=lists,
-        mark=SOURCE_MARK,
-        row=ROW,
-        deleted=DELETED,
-        content=CONTENT,
-        routine=Lane.ROUTINE.value,
-        values=values_of("a.before", table.by_name),
-        wrote=", ".join(
-            f"'{group.group}', jsonb_build_object('values', {values_of('a.before', group.columns)})"
-            for group in policy.groups
-        ),
+    edit = source_edit(
+        policy,
+        "a.before",
+        values_of("a.before", table.by_name),
+        "a.campus",
+        "(a.before ->> 'hlc')::bigint",
+        "q.place",
     )
+    said = _SAID.format(edit=edit, lists=lists, mark=SOURCE_MARK)
     return _PLAIN.format(
         record=same_key("r", "k"),
         edit=same_key("e", "k"),

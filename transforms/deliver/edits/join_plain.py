@@ -17,7 +17,7 @@ import psycopg
 
 from schemas.batches import Lane
 from schemas.conflict_policy import ConflictRules, TablePolicy, Union
-from schemas.siblings import CONTENT, DELETED, ROW, Value
+from schemas.siblings import DELETED, ROW, Value
 from schemas.tables import Table
 from schemas.versions import SOURCE_MARK
 from transforms.deliver.edits.hold_records import (
@@ -25,6 +25,7 @@ from transforms.deliver.edits.hold_records import (
     counted,
     lock_keys,
     same_key,
+    source_edit,
     take_stamps,
     values_of,
 )
@@ -83,12 +84,7 @@ CROSS JOIN LATERAL (
         count(*) = count(DISTINCT g.key) AS alone
     FROM jsonb_array_elements(m.edits) AS e(edit), jsonb_each(e.edit -> 'wrote') AS g
     WHERE NOT e.edit -> 'dot' ->> 0 ^@ '{mark}') AS c
-CROSS JOIN LATERAL (SELECT jsonb_build_object('hlc', m.hlc, 'lane', '{routine}',
-    'role', %(source_role)s::text, 'editor', '{mark}' || m.campus,
-    'dot', jsonb_build_array('{mark}' || m.campus, m.count),
-    'wrote', jsonb_build_object('{row}', jsonb_build_object('values', jsonb_build_object(
-        '{deleted}', false, '{content}', substr(encode(sha256(convert_to(
-            m.said::text, 'UTF8')), 'hex'), 1, 16))), {wrote})) AS edit OFFSET 0) AS n
+CROSS JOIN LATERAL (SELECT {said} AS edit OFFSET 0) AS n
 CROSS JOIN LATERAL (
     SELECT jsonb_agg(x.edit ORDER BY x.actor, x.count) AS edits, max(x.hlc) AS hlc,
         (array_agg(x.edit ->> 'lane' ORDER BY x.hlc DESC, x.actor DESC, x.count DESC))[1]
@@ -238,7 +234,6 @@ def _statement(table: Table, policy: TablePolicy) -> str:
         )
         for group in policy.groups
     )
-    wrote = ", ".join(f"'{name}', jsonb_build_object('values', {of})" for name, of in given.items())
     return _PLAIN.format(
         name=table.name,
         record=same_key("r", "s"),
@@ -246,11 +241,9 @@ def _statement(table: Table, policy: TablePolicy) -> str:
         conflict=same_key("c", "s"),
         kept=kept,
         plain=plain,
-        wrote=wrote,
+        said=source_edit(policy, "m.said", "m.said", "m.campus", "m.hlc", "m.count"),
         mark=SOURCE_MARK,
         row=ROW,
         deleted=DELETED,
-        content=CONTENT,
-        routine=Lane.ROUTINE.value,
         emergency=Lane.EMERGENCY.value,
     )

@@ -1,5 +1,7 @@
 """The merge's SQL text, its clock, and what the ledger makes of ranges."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -113,3 +115,19 @@ def test_a_hole_parts_the_runs():
     assert [run["visit"]["_lsn"].to_pylist() for run in runs] == [[1, 2], [5, 6]]
     runs = runs_of(new_parts([whole], LedgerState(START))[0])
     assert [run["visit"].num_rows for run in runs] == [6]
+
+
+def test_tables_in_order_make_no_island():
+    rows = [{"record_id": str(i), "_lsn": i, "_seq": 1, "_op": int(Op.INSERT)} for i in range(1, 7)]
+    whole = batch_of({"visit": rows_of("visit", rows)})
+    ends = [Position(lsn, SEQ_END) for lsn in (0, 2, 4, 6)]
+    first, second, third = (part_of(whole, *span) for span in itertools.pairwise(ends))
+    state = LedgerState(ends[0])
+    for in_order, sent in ((["patient"], [second, third]), (["visit"], [])):
+        parts, after = new_parts([third, second], state, in_order)
+        assert [(part.batch.begin, part.batch.end) for part in parts] == [
+            (batch.begin, batch.end) for batch in sent
+        ]
+        assert after.islands == (((ends[1], ends[3]),) if sent else ())
+    parts, after = new_parts([third, first, second], state, ["visit"])
+    assert len(parts) == 3 and after.position == ends[3]

@@ -45,10 +45,12 @@ class _DeliverFn(beam.DoFn):
         self._dead = Metrics.counter("deliver", f"{lane}_dead_letters_total")
 
     def setup(self):
-        settings, claims = self._settings, None
+        settings, claims, in_order = self._settings, None, frozenset()
         if settings.sets is not None:
             self._sets = SetWriter(settings, self._lane)
             claims = Claims(source_sets(settings).brought(settings.store))
+            # A line's change ahead of its prescription would show the line alone.
+            in_order = self._sets.names
         self._store = Store(
             settings.store_dsn,
             link=settings.name,
@@ -57,6 +59,7 @@ class _DeliverFn(beam.DoFn):
             now_us=self._now_us,
             verify=HERE.verify,
             claims=claims,
+            in_order=in_order,
         )
 
     def teardown(self):

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import numpy as np
 import psycopg
@@ -62,6 +62,7 @@ class Store:
       now_us: microseconds since 1970.
       verify: raises SealBrokenError where a batch is not as it was sealed.
       claims: what this process has written of sets for the store: delivered, not duplicates.
+      in_order: tables with rows that are not applied before all that was sent before them.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Store:
         now_us: Callable[[], int],
         verify: Callable[[ChangeBatch], None] = wire.verify,
         claims: Claims | None = None,
+        in_order: Collection[str] = (),
     ):
         self._dsn = dsn
         self._link = link
@@ -81,6 +83,7 @@ class Store:
         self._now_us = now_us
         self._verify = verify
         self._claims = claims
+        self._in_order = in_order
         self._conn: psycopg.Connection | None = None
         self._mergers: dict[tuple[str, Lane], TableMerger] = {}
 
@@ -97,8 +100,8 @@ class Store:
         In any order, split and number of times that batches come, the store ends with the
         same rows, and every change is counted once, when its range is first applied. A batch
         beyond the ledger is applied as an island, unless it needs what is missing before it
-        (unchanged columns, the end of a snapshot): it is then left to be sent again, as is one
-        whose seal is broken. Rows that the store refuses become dead letters.
+        (unchanged columns, the end of a snapshot) or has tables `in_order`: it is then left to be
+        sent again, as is one whose seal is broken. Rows that the store refuses become dead letters.
 
         Returns:
           The receipt; `applied` is False where nothing was new, and its counts are then zero.
@@ -206,7 +209,7 @@ class Store:
 
     def _delivery(self, conn, batches: list[ChangeBatch], lane: Lane, express: bool) -> Receipt:
         before = ledger.lock(conn, self._link, lane)
-        parts, after = new_parts(batches, before)
+        parts, after = new_parts(batches, before, self._in_order)
         if not parts:
             conn.execute("ROLLBACK")
             return _nothing(self._link, lane, before.position, batches)

@@ -1,7 +1,7 @@
 """Trim change batches to what the ledger does not have, exactly: rows, counts and manifest."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -31,13 +31,23 @@ class Part:
     runs: tuple[tuple[Span, _Tables], ...]
 
 
-def new_parts(batches: Sequence[ChangeBatch], state: LedgerState) -> tuple[list[Part], LedgerState]:
-    """Returns what of `batches` the ledger does not cover, in order, and the ledger after it."""
+def new_parts(
+    batches: Sequence[ChangeBatch], state: LedgerState, in_order: Collection[str] = ()
+) -> tuple[list[Part], LedgerState]:
+    """Returns what of `batches` the ledger does not cover, in order, and the ledger after it.
+
+    A batch beyond the ledger that leans on what is missing, or has rows of tables `in_order`,
+    is not among it.
+    """
     parts = []
     for batch in sorted(batches, key=lambda batch: (batch.begin, batch.end)):
         if batch.begin >= batch.end or state.covers(batch.begin, batch.end):
             continue
-        if not state.joins(batch.begin) and (batch.sweeps or _leans_on_the_past(batch)):
+        if not state.joins(batch.begin) and (
+            batch.sweeps
+            or not batch.tables.keys().isdisjoint(in_order)
+            or _leans_on_the_past(batch)
+        ):
             continue
         parts.append(_new_in(batch, state))
         state = state.with_applied(batch.begin, batch.end)

@@ -30,7 +30,7 @@ def lacking_sets(
     had the last word of. Looks only; nothing is locked.
     """
     state = ledger.look(conn, link, lane)
-    parts, _ = new_parts(batches, state)
+    parts, _ = new_parts(batches, state, {name for kind in kinds for name in kind})
     found = []
     for run in runs_of(parts):
         tables = {n: unswept(run[n], state.sweeps) for kind in kinds for n in kind if n in run}

@@ -49,11 +49,14 @@ class SetWriter:
 
     The delivery that follows finds the rows in its store. Sets that cannot be written as one are
     left to it: rows that a store refuses for their content become dead letters there.
+
+    Attributes:
+      names: the tables whose rows are parts of sets.
     """
 
     def __init__(self, settings: LinkSettings, lane: Lane):
         self._settings, self._sets, self._lane = settings, settings.sets, lane
-        self._names = {name for kind in self._sets.tables for name in kind}
+        self.names = frozenset(name for kind in self._sets.tables for name in kind)
         # Of a Debezium topic, places tell events apart, not commits; batches end with a commit.
         self._by_commit = settings.source_kind != "debezium"
         self._shared = source_sets(settings)
@@ -85,7 +88,7 @@ class SetWriter:
           SetsWait: with `mode: refuse`, a store is down; or one takes no sets at all.
           StoreUnavailable: the link's own store cannot be asked.
         """
-        if not any(batch.tables.keys() & self._names for batch in batches):
+        if not any(batch.tables.keys() & self.names for batch in batches):
             return
         self._refusals_left, self._divided, self._apart = _REFUSALS_MAX, [], ""
         try:
@@ -127,7 +130,7 @@ class SetWriter:
                     "link %s: sets with values that the log does not carry are written store by "
                     "store. Remedy: REPLICA IDENTITY FULL, or a full row image, for %s",
                     self._settings.name,
-                    ", ".join(sorted(self._names)),
+                    ", ".join(sorted(self.names)),
                 )
         sets = sets.chosen(fit)
         for first, stop in _pieces(sets.rows_by_set()):

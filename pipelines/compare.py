@@ -3,11 +3,13 @@
 import concurrent.futures
 from collections.abc import Callable, Iterator
 
-from pipelines.differences import UNREADABLE, Ends, FirstLook, Found
+from pipelines.differences import UNREADABLE, Ends
 from schemas.clocks import monotonic_s
 from schemas.config import PRIMARY, Config, Link
 from schemas.errors import reason
 from schemas.reports import Comparison, StoresMatch, TableMatch
+from transforms.differing_rows import Found
+from transforms.table_sums import FirstLook
 
 SETTLE_S = 15.0
 _KEYS_MAX = 20

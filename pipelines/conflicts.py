@@ -16,7 +16,8 @@ from schemas.versions import Dot
 from transforms.conflicts.edit import edit_record
 from transforms.conflicts.show import Conflict, show
 from transforms.deliver.edits.exchange_records import connect
-from transforms.deliver.edits.hold_records import Key, Records
+from transforms.deliver.edits.hold_records import Records
+from transforms.deliver.edits.record_keys import Key
 
 _LIST = """\
 SELECT id, table_name, campus, record_id, group_name, rule, alarm, assignee, versions, state,

@@ -11,11 +11,10 @@ import numpy as np
 import psycopg
 import pyarrow as pa
 
-from pipelines.source_clocks import log_end
+from pipelines.source_sides import side_of
 from schemas.batches import DeadLetter
-from schemas.config import Config, Link, Source
+from schemas.config import Config, Link
 from schemas.errors import (
-    CampusSyncError,
     ConfigError,
     DeadLetterDamagedError,
     SourceUnavailable,
@@ -23,22 +22,20 @@ from schemas.errors import (
 )
 from schemas.positions import Position
 from schemas.reconciliation import DIFFERING
+from transforms.differing_rows import LSN_MAX, Excuses, Found, differences
 from transforms.row_sets import (
-    MariadbSide,
     Reading,
     Rows,
-    SourceSide,
     StoreSide,
     concat,
 )
 from transforms.seal_dead_letters import Sealer
 from transforms.set_sums import BUCKETS, Sketch, Sums, hash_id, hash_ids
+from transforms.table_sums import FirstLook, StoreSums
 
 UNREADABLE = (psycopg.Error, SourceUnavailable)
 _GROUP_ROWS = 1_000_000  # Of one side, looked at together where buckets differ: 50 bytes each.
 _BY_IDS_MAX = 50_000  # Beyond, reading whole tables is faster than asking for rows.
-_ROTTEN_MAX = 10_000
-LSN_MAX = 2**63 - 1
 _ROUNDS = 4
 _POLL_S = 0.1
 _FIRST_WAIT_S = 2.0  # The first pass may find too much: the second one waits in earnest.
@@ -61,208 +58,6 @@ _RECORDS = "SELECT to_regclass('sync.record')"
 _EDITED = "SELECT record_id FROM sync.record WHERE campus = %s AND table_name = %s"
 
 
-@dataclasses.dataclass(frozen=True)
-class Excuses:
-    """What accounts for rows that differ.
-
-    Attributes:
-      refused: hashes of the record ids whose change is a dead letter or would be (uint64[n]).
-      held: by source table, the LSN up to which its rows wait for a person.
-      edited: hashes of the record ids that clients have edited at some store.
-    """
-
-    refused: np.ndarray
-    held: dict[str, int]
-    edited: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0, np.uint64))
-
-
-class Found:
-    """Rows that differ, by kind."""
-
-    def __init__(self):
-        self._parts: dict[str, list[Rows]] = {}
-
-    def add(self, kind: str, rows: Rows) -> None:
-        self._parts.setdefault(kind, []).append(rows)
-
-    def take(self, *kinds: str) -> "Found":
-        """Returns the rows of some kinds and forgets them."""
-        taken = Found()
-        taken._parts = {kind: self._parts.pop(kind) for kind in kinds if kind in self._parts}
-        return taken
-
-    def extend(self, other: "Found") -> None:
-        for kind, parts in other._parts.items():
-            self._parts.setdefault(kind, []).extend(parts)
-
-    def count(self, kind: str) -> int:
-        return sum(len(rows) for rows in self._parts.get(kind, ()))
-
-    def rows(self, *kinds: str) -> Rows:
-        """Returns the rows of some kinds; of all without any."""
-        wanted = kinds or tuple(self._parts)
-        return concat([rows for kind in wanted for rows in self._parts.get(kind, ())])
-
-    def keys(self, most: int) -> dict[str, list[str]]:
-        """Returns some record ids of every kind."""
-        return {
-            kind: [key for rows in parts for key in rows.ids.slice(0, most).to_pylist()][:most]
-            for kind, parts in self._parts.items()
-        }
-
-
-@dataclasses.dataclass
-class StoreSums:
-    """One campus's rows of one table in one store.
-
-    Attributes:
-      live, sketch: rows that only the source may change. edited: the others. tombstones: of the
-        stretch of log that every store has followed.
-      rotten: live rows whose stored digest is not their content's; some of their ids, and the
-        buckets of them all.
-    """
-
-    live: Sums = dataclasses.field(default_factory=Sums)
-    sketch: Sketch = dataclasses.field(default_factory=Sketch)
-    edited: Sums = dataclasses.field(default_factory=Sums)
-    tombstones: Sums = dataclasses.field(default_factory=Sums)
-    rotten: int = 0
-    rotten_ids: list[str] = dataclasses.field(default_factory=list)
-    rotten_buckets: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(BUCKETS, bool))
-
-    def add(self, rows: Rows, edited: np.ndarray, followed: tuple[int, int]) -> None:
-        aside = rows.edited | np.isin(rows.hashes, edited) if len(edited) else rows.edited
-        own = rows if rows.live.all() and not aside.any() else rows.where(rows.live & ~aside)
-        self.live.add(own.hashes, own.words)
-        self.sketch.add(own.words, own.ids)
-        gone = rows.hashes[~rows.live & (rows.lsn > followed[0]) & (rows.lsn <= followed[1])]
-        self.tombstones.add(gone, np.repeat(gone[:, None], 4, axis=1))
-        if aside.any():
-            shown = rows.where(rows.live & aside)
-            self.edited.add(shown.hashes, shown.words)
-        if own.rotten.any():
-            rotten = own.where(own.rotten)
-            self.rotten += len(rotten)
-            self.rotten_ids += rotten.ids.slice(0, _ROTTEN_MAX - len(self.rotten_ids)).to_pylist()
-            self.rotten_buckets[rotten.hashes & np.uint64(BUCKETS - 1)] = True
-
-
-@dataclasses.dataclass(frozen=True)
-class FirstLook:
-    """One campus's table, read whole at every end, in sums.
-
-    Attributes:
-      source, sketch: None where the source cannot be seen. stores: by name, those that answered.
-      edited: hashes of the record ids that clients have edited at some store.
-      down: ends that could not be read, with the reason.
-    """
-
-    campus: str
-    table: str
-    source: Sums | None
-    sketch: Sketch | None
-    stores: dict[str, StoreSums]
-    edited: np.ndarray
-    down: dict[str, str]
-
-    def suspects(self, store: str) -> tuple[list[str] | None, np.ndarray]:
-        """Returns the ids of rows that a store may not have as its source: (None, their buckets)
-        where they are too many."""
-        theirs = self.stores[store]
-        buckets = self.source.unequal(theirs.live)
-        ids = self.sketch.difference(theirs.sketch) if len(buckets) else []
-        if ids is None or theirs.rotten > _ROTTEN_MAX:
-            both = theirs.rotten_buckets.copy()
-            both[buckets] = True
-            return None, np.flatnonzero(both)
-        return sorted({*ids, *theirs.rotten_ids}), np.empty(0, np.int64)
-
-
-def differences(
-    mine: Rows, theirs: Rows, read_lsn: int, excuses: Excuses, reached_lsn: int = LSN_MAX
-) -> Found:
-    """Returns how a store's rows differ from the source's; both are sets of distinct ids.
-
-    Args:
-      mine: the source's, all live. theirs: the store's, with tombstones.
-      read_lsn: of the source, before it was read: later changes of the store are `moving`.
-      reached_lsn: what the store's ledgers have come to since; beyond it no row has a place, and
-        one that claims to is not moving.
-    """
-    found = Found()
-
-    def later(lsn: np.ndarray) -> np.ndarray:
-        return (lsn > read_lsn) & (lsn <= reached_lsn)
-
-    gone = theirs.where(~theirs.live)
-    theirs = theirs.where(theirs.live)
-
-    def sort(kind: str, rows: Rows, moving: np.ndarray) -> None:
-        left = np.ones(len(rows), np.bool_)
-        held = np.zeros(len(rows), np.bool_)
-        if kind == "extra" and excuses.held:
-            up_to = [excuses.held.get(name, -1) for name in rows.src_tables.to_pylist()]
-            held = rows.lsn <= np.array(up_to, np.int64)
-        for name, mask in (
-            ("edited", rows.edited | np.isin(rows.hashes, excuses.edited)),
-            ("refused", np.isin(rows.hashes, excuses.refused)),
-            ("held", held),
-            ("moving", moving),
-            (kind, left),
-        ):
-            mask = mask & left
-            left = left & ~mask
-            if mask.any():
-                found.add(name, rows.where(mask))
-
-    _, i, j = np.intersect1d(mine.hashes, theirs.hashes, return_indices=True)
-    unlike = (mine.words[i] != theirs.words[j]).any(axis=1)
-    both = _chosen(theirs, j[unlike])
-    sort("different", both, later(both.lsn))
-    alike = _chosen(theirs, j[~unlike])
-    rotten = alike.where(alike.rotten)
-    sort("rotten", rotten, np.zeros(len(rotten), np.bool_))
-    extra = _others(theirs, j)
-    sort("extra", extra, later(extra.lsn))
-    missing = _others(mine, i)
-    sort("missing", missing, np.isin(missing.hashes, gone.hashes[later(gone.lsn)]))
-    return found
-
-
-class TopicSide(SourceSide):
-    """A source whose changes come from a topic, and its content from the database behind it.
-
-    The database does not say how far its connector has come: what the topic held before the view
-    is in it, and what the view holds and the topic did not have yet is only to be waited for.
-    """
-
-    def __init__(self, campus: str, source: Source):
-        super().__init__(campus, source.content or "", source.mapping)
-        self._source = source
-
-    @contextlib.contextmanager
-    def reading(self, patience_s: float = 2.0) -> Iterator[Reading]:
-        """Yields one consistent view of the database, at places of the topic.
-
-        Raises:
-          psycopg.Error: of the database. SourceUnavailable: the topic does not answer.
-        """
-        read_lsn = self._topic_end()
-        with super().reading(patience_s) as found:
-            yield dataclasses.replace(
-                found,
-                read_lsn=read_lsn,
-                covered_lsn=self._topic_end(),
-                given_lsn=None if found.given_lsn is None else read_lsn,
-            )
-
-    def _topic_end(self) -> int:
-        try:
-            return log_end(self._source).lsn
-        except CampusSyncError as error:
-            raise SourceUnavailable(str(error)) from error
-
-
 class Ends:
     """The sources and stores of a configuration, as they are compared; may be used by threads.
 
@@ -274,7 +69,7 @@ class Ends:
 
     def __init__(self, config: Config, settle_s: float, monotonic: Callable[[], float]):
         self.config = config
-        self.sources = {name: _side(name, source) for name, source in config.sources.items()}
+        self.sources = {name: side_of(name, source) for name, source in config.sources.items()}
         topics = {name: s for name, s in config.sources.items() if s.kind == "debezium"}
         self.unseen = {name for name, source in topics.items() if source.content is None}
         self.stores = {name: StoreSide(name, store.dsn) for name, store in config.stores.items()}
@@ -579,28 +374,8 @@ class Ends:
         return first, second
 
 
-def _side(name: str, source: Source) -> SourceSide:
-    if source.kind == "debezium":
-        return TopicSide(name, source)
-    return (MariadbSide if source.kind == "mariadb" else SourceSide)(
-        name, source.dsn, source.mapping
-    )
-
-
 def _next(rows: Rows) -> tuple[list[str] | None, Callable[[np.ndarray], np.ndarray] | None]:
     """Returns how to find the same rows again: by their ids, or many by their hashes."""
     if len(rows) <= _BY_IDS_MAX:
         return rows.ids.to_pylist(), None
     return None, lambda hashes: np.isin(hashes, rows.hashes)
-
-
-def _chosen(rows: Rows, places: np.ndarray) -> Rows:
-    mask = np.zeros(len(rows), np.bool_)
-    mask[places] = True
-    return rows.where(mask)
-
-
-def _others(rows: Rows, places: np.ndarray) -> Rows:
-    mask = np.ones(len(rows), np.bool_)
-    mask[places] = False
-    return rows.where(mask)

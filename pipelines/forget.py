@@ -15,7 +15,8 @@ from schemas.siblings import DELETED, ROW, Record, Stamp
 from schemas.versions import EMPTY, SOURCE_MARK, VersionVector, from_text
 from transforms.conflicts.tombstones import forget, may_forget
 from transforms.deliver.edits.exchange_records import connect
-from transforms.deliver.edits.hold_records import Key, Records, names_of, same_key
+from transforms.deliver.edits.hold_records import Records
+from transforms.deliver.edits.record_keys import Key, names_of, same_key
 
 _PAGE = 500
 _EDITOR = "campus-sync"

@@ -5,11 +5,12 @@ from collections.abc import Callable
 import numpy as np
 import pyarrow as pa
 
-from pipelines.differences import Ends, Excuses, Found
+from pipelines.differences import Ends
 from schemas.config import Link
 from schemas.reconciliation import DIFFERING
 from transforms.deliver.mend_rows import as_changes, as_tombstones
 from transforms.deliver.store import Store
+from transforms.differing_rows import Excuses, Found
 from transforms.row_sets import Rows
 from transforms.seal_dead_letters import Sealer
 from transforms.set_sums import hash_ids

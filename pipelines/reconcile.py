@@ -16,7 +16,7 @@ import numpy as np
 import psycopg
 from apache_beam.pvalue import TaggedOutput
 
-from pipelines.differences import UNREADABLE, Ends, FirstLook
+from pipelines.differences import UNREADABLE, Ends
 from pipelines.mend import mend
 from schemas.clocks import monotonic_s, wall_clock_us
 from schemas.config import PRIMARY, Config
@@ -33,6 +33,7 @@ from schemas.reconciliation import (
 )
 from transforms.set_sums import BUCKETS, hash_id
 from transforms.sign_report import ReportKey
+from transforms.table_sums import FirstLook
 
 SETTLE_S = 30.0
 KEYS_MAX = 20  # Of a link and table, named in the report.

@@ -16,7 +16,8 @@ from schemas.conflict_policy import ConflictRules, load_conflict_rules
 from schemas.errors import CampusSyncError, told
 from transforms.deliver import store_schema
 from transforms.deliver.edits.exchange_records import FOLD_ROWS, Puller, connect, fold_pending
-from transforms.deliver.edits.hold_records import PASSING, open_store, pending_keys
+from transforms.deliver.edits.hold_records import PASSING, pending_keys
+from transforms.deliver.edits.open_store import open_store
 
 _LOGGER = logging.getLogger(__name__)
 

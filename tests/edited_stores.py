@@ -13,7 +13,9 @@ from schemas.conflict_policy import ConflictRules, load_conflict_rules
 from schemas.siblings import Record
 from transforms.deliver import store_schema
 from transforms.deliver.edits.exchange_records import FOLD_ROWS, Puller, connect, fold_pending
-from transforms.deliver.edits.hold_records import Key, Records, open_store, pending_keys
+from transforms.deliver.edits.hold_records import Records, pending_keys
+from transforms.deliver.edits.open_store import open_store
+from transforms.deliver.edits.record_keys import Key
 from transforms.seal_dead_letters import make_key
 
 RULES: ConflictRules = load_conflict_rules()

@@ -18,7 +18,8 @@ from tests.canonical import rows_of
 from tests.deliveries import batch_of, resealed
 from tests.edited_stores import HOUR_US, PLAN, RULES, EditedStore
 from transforms.conflicts.tombstones import forget, may_forget
-from transforms.deliver.edits.hold_records import Key, Records
+from transforms.deliver.edits.hold_records import Records
+from transforms.deliver.edits.record_keys import Key
 from transforms.deliver.store import Store
 
 IDS = ("1", "2", "3", "a'b", "编号\u3000x", '%s "q" \\ {0}')

@@ -8,7 +8,8 @@ from schemas.versions import to_text
 from tests.edited_stores import PLAN, RULES, EditedStore
 from tests.store_rows import StoreRows
 from transforms.deliver import store_schema
-from transforms.deliver.edits.hold_records import Key, Records
+from transforms.deliver.edits.hold_records import Records
+from transforms.deliver.edits.record_keys import Key
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,8 @@ from tests.edited_stores import (
 )
 from tests.faults.harness import until
 from transforms.deliver.edits.exchange_records import Puller
-from transforms.deliver.edits.hold_records import PASSING, open_store
+from transforms.deliver.edits.hold_records import PASSING
+from transforms.deliver.edits.open_store import open_store
 from transforms.deliver.store import Store
 
 RING = ((0, 1), (1, 2), (2, 0))

@@ -20,7 +20,8 @@ from transforms.conflicts.join import join_records
 from transforms.deliver.edits.carry_records import Carrier
 from transforms.deliver.edits.exchange_records import FOLD_ROWS, Puller
 from transforms.deliver.edits.fold_plain import fold_plain
-from transforms.deliver.edits.hold_records import Key, Records, pending_keys
+from transforms.deliver.edits.hold_records import Records, pending_keys
+from transforms.deliver.edits.record_keys import Key
 
 SEEDS = int(os.environ.get("CAMPUS_SYNC_SEEDS", "8"))
 FIRST = int(os.environ.get("CAMPUS_SYNC_FIRST_SEED", "0"))

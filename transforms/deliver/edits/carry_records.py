@@ -14,14 +14,9 @@ import psycopg
 from schemas.batches import Lane
 from schemas.conflict_policy import EDITED_AT_STORES, ConflictRules
 from schemas.versions import COVERS_SQL, SOURCE_MARK
-from transforms.deliver.edits.hold_records import (
-    Key,
-    counted,
-    names_of,
-    row_statement,
-    same_key,
-    take_stamps,
-)
+from transforms.deliver.edits.hold_records import row_statement
+from transforms.deliver.edits.record_keys import Key, names_of, same_key
+from transforms.deliver.edits.stamp_records import counted, take_stamps
 
 _STAGE = """\
 CREATE TEMP TABLE IF NOT EXISTS campus_sync_pulled (change bigint PRIMARY KEY,

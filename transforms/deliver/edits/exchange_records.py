@@ -19,7 +19,8 @@ from schemas.siblings import record_from_json
 from transforms.conflicts.join import join_records
 from transforms.deliver.edits.carry_records import Carrier
 from transforms.deliver.edits.fold_plain import fold_plain
-from transforms.deliver.edits.hold_records import SESSION, Key, Records
+from transforms.deliver.edits.hold_records import SESSION, Records
+from transforms.deliver.edits.record_keys import Key
 
 PULL_ROWS = 2_000
 FOLD_ROWS = 2_000

@@ -26,17 +26,11 @@ from schemas.conflict_policy import (
 from schemas.siblings import DELETED, ROW
 from schemas.tables import Table
 from schemas.versions import SOURCE_MARK
-from transforms.deliver.edits.hold_records import (
-    Key,
-    counted,
-    lock_keys,
-    names_of,
-    same_key,
-    source_edit,
-    take_stamps,
-    values_of,
-)
+from transforms.deliver.edits.edit_json import source_edit, values_of
+from transforms.deliver.edits.hold_records import lock_keys
+from transforms.deliver.edits.record_keys import Key, names_of, same_key
 from transforms.deliver.edits.row_digests import EXACT, digests_of, time_of
+from transforms.deliver.edits.stamp_records import counted, take_stamps
 
 _REPLACED = (Branches, HoldBoth, Newest, States)  # Whose version an edit of it replaces.
 _SPACES = "".join(filter(str.isspace, map(chr, range(0x3001))))
@@ -79,43 +73,50 @@ WITH alone AS MATERIALIZED (
     -- The newest stamp of the record, or a clock is wrong and the row shows another's.
     WHERE a.counter = coalesce((b.seen ->> a.actor)::bigint, 0) + 1
         AND (a.kind = 'new' OR a.hlc > (a.before ->> 'hlc')::bigint)
+), created AS (
+    SELECT b.*, b.stamp || jsonb_build_object('wrote', jsonb_build_object({created})) AS edit
+    FROM based b WHERE b.kind = 'new'
 )
 INSERT INTO pg_temp.campus_sync_folded
+SELECT c.id, c.record_id, c.table_name, c.campus, c.held_table,
+    jsonb_build_object(c.actor, c.counter), n.edits, n.edits, c.hlc, c.lane = '{emergency}',
+    NULL, NULL
+FROM created c CROSS JOIN LATERAL (SELECT jsonb_build_array(c.edit) AS edits OFFSET 0) AS n
+UNION ALL
 SELECT b.id, b.record_id, b.table_name, b.campus,
     CASE WHEN b.kind = 'source' THEN b.before ->> 'src_table' ELSE b.held_table END,
     b.seen || jsonb_build_object(b.actor, b.counter),
-    CASE WHEN b.kind = 'new' THEN jsonb_build_array(n.edit) ELSE (
-        SELECT jsonb_agg(k.edit ORDER BY (k.edit -> 'dot' ->> 0) COLLATE "C",
+    (SELECT jsonb_agg(k.edit ORDER BY (k.edit -> 'dot' ->> 0) COLLATE "C",
             (k.edit -> 'dot' ->> 1)::numeric)
-        FROM (SELECT jsonb_set(o.edit, '{{wrote}}', (o.edit -> 'wrote') - w.touched) AS edit
-            FROM jsonb_array_elements(b.edits) AS o(edit)
-            WHERE (o.edit -> 'wrote') - w.touched <> '{{}}'
-            UNION ALL SELECT n.edit) AS k) END,
+        FROM (SELECT jsonb_set(o.edit, '{{wrote}}', o.wrote) AS edit
+            FROM (SELECT e.edit, (e.edit -> 'wrote') - t.touched AS wrote
+                FROM jsonb_array_elements(b.edits) AS e(edit) OFFSET 0) AS o
+            WHERE o.wrote <> '{{}}' UNION ALL SELECT n.edit) AS k),
     CASE WHEN b.kind <> 'source' THEN jsonb_build_array(n.edit) END, b.hlc,
     b.lane = '{emergency}', CASE WHEN b.kind = 'source' THEN (b.before ->> 'hlc')::bigint END,
     '{mark}' || b.campus
 FROM based b
 CROSS JOIN LATERAL (
-    SELECT array_agg(g.name) AS touched,
-        jsonb_object_agg(g.name, jsonb_build_object('values', g.given) || CASE
+    SELECT array_remove(ARRAY['{row}', {touched}], NULL) AS touched OFFSET 0) AS t
+CROSS JOIN LATERAL (
+    SELECT jsonb_object_agg(g.name, jsonb_build_object('values', CASE g.name
+                WHEN '{row}' THEN '{{"{deleted}": false}}' {given} END) || CASE
             WHEN o.was IS NULL THEN '{{}}'
             WHEN o.of_source THEN jsonb_build_object('base',
                 jsonb_build_array(o.dot -> 1, o.was -> 'values'))
             WHEN o.was ? 'base' THEN jsonb_build_object('base', o.was -> 'base')
             ELSE '{{}}' END) AS wrote,
-        bool_and(b.kind = 'new' OR g.replaced AND o.versions <= 1
+        bool_and(o.versions <= 1
             AND (g.name <> '{row}' OR coalesce(o.was -> 'values' -> '{deleted}' = 'false', false))
             AND NOT coalesce(o.of_source AND o.was ? 'base', false)) AS plain
-    FROM (VALUES ('{row}', true, NULL::jsonb, '{{"{deleted}": false}}'::jsonb), {groups})
-        AS g(name, replaced, before, given)
+    FROM unnest(t.touched) AS g(name)
     CROSS JOIN LATERAL (
         SELECT count(*) AS versions, (array_agg(e.edit -> 'wrote' -> g.name))[1] AS was,
             (array_agg(e.edit -> 'dot'))[1] AS dot,
             bool_or(e.edit -> 'dot' ->> 0 ^@ '{mark}') AS of_source
-        FROM jsonb_array_elements(b.edits) AS e(edit) WHERE e.edit -> 'wrote' ? g.name) AS o
-    WHERE b.kind = 'new' OR g.before IS DISTINCT FROM g.given) AS w
+        FROM jsonb_array_elements(b.edits) AS e(edit) WHERE e.edit -> 'wrote' ? g.name) AS o) AS w
 CROSS JOIN LATERAL (SELECT b.stamp || jsonb_build_object('wrote', w.wrote) AS edit OFFSET 0) AS n
-WHERE w.plain"""
+WHERE b.kind <> 'new' AND t.touched <@ {replaced} AND w.plain"""
 # What the source had said, as `transforms.conflicts.stored_rows.record_of_row` has it.
 _SAID = """\
 SELECT jsonb_build_object('{mark}' || a.campus, q.place), jsonb_build_array({edit})
@@ -201,11 +202,14 @@ def _statement(table: Table, policy: TablePolicy) -> str | None:
     if any(column.kind not in EXACT for column in table.columns):
         return None
 
-    groups = ", ".join(
-        f"('{group.group}', {isinstance(group, _REPLACED)!s},"
-        f" {values_of('b.before', group.columns)}, {values_of('b.after', group.columns)})"
-        for group in policy.groups
+    groups = [(group.group, values_of("b.after", group.columns), group) for group in policy.groups]
+    created = [f"'{ROW}', '{{\"values\": {{\"{DELETED}\": false}}}}'::jsonb"]
+    created += [f"'{name}', jsonb_build_object('values', {given})" for name, given, _ in groups]
+    given = " ".join(f"WHEN '{name}' THEN {given}" for name, given, _ in groups)
+    touched = ", ".join(
+        f"CASE WHEN {_differs(group.columns)} THEN '{name}' END" for name, _, group in groups
     )
+    replaced = [ROW, *(name for name, _, group in groups if isinstance(group, _REPLACED))]
     # A list as it came is not yet as it is shown: neither a client's nor a source's.
     shown = [_as_shown(group) for group in policy.groups if isinstance(group, Union)]
     lists = " AND ".join(shown) or "true"
@@ -225,12 +229,20 @@ def _statement(table: Table, policy: TablePolicy) -> str | None:
         conflict=same_key("c", "e"),
         new=lists,
         said=said,
-        groups=groups,
+        created=", ".join(created),
+        touched=touched,
+        given=given,
+        replaced="ARRAY[" + ", ".join(map(_literal, replaced)) + "]",
         mark=SOURCE_MARK,
         row=ROW,
         deleted=DELETED,
         emergency=Lane.EMERGENCY.value,
     )
+
+
+def _differs(columns: collections.abc.Iterable[str]) -> str:
+    """Returns SQL: whether an edit gave one of these columns another value."""
+    return " OR ".join(f"b.before -> '{c}' IS DISTINCT FROM b.after -> '{c}'" for c in columns)
 
 
 def _as_shown(group: Policy) -> str:

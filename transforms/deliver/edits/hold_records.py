@@ -2,7 +2,6 @@
 
 import collections
 import collections.abc
-import hashlib
 import itertools
 import json
 import typing
@@ -10,19 +9,8 @@ import typing
 import psycopg
 
 from schemas.batches import Lane
-from schemas.conflict_policy import (
-    ALL_TABLES,
-    ConflictRules,
-    Immutable,
-    Never,
-    Owner,
-    TablePolicy,
-)
-from schemas.hlc import HybridClock
+from schemas.conflict_policy import ALL_TABLES, ConflictRules
 from schemas.siblings import (
-    CONTENT,
-    DELETED,
-    ROW,
     UNSEEN,
     Record,
     Stamp,
@@ -30,11 +18,14 @@ from schemas.siblings import (
     record_from_json,
     record_to_plain,
 )
-from schemas.versions import SOURCE_MARK, Dot, canonical_json
+from schemas.versions import Dot
 from transforms.conflicts.fold import DotTaken, Met, PendingEdit, fold_edits
 from transforms.conflicts.show import Shown, show
 from transforms.conflicts.stored_rows import put_digests, record_of_row, row_of
 from transforms.deliver.edits.edit_schema import OWN_SESSION
+from transforms.deliver.edits.note_conflicts import note_conflicts
+from transforms.deliver.edits.record_keys import KEYS, OF_KEY, Key, names_of, plain_key
+from transforms.deliver.edits.stamp_records import counted, take_stamps
 from transforms.deliver.store_schema import quoted
 
 SESSION = f"""\
@@ -45,58 +36,13 @@ SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalive
 -- Records are looked for by key, also before the first ANALYZE.
 SET jit = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET enable_seqscan = off;
 SET enable_material = off; SET enable_memoize = off; SET work_mem = '32MB'"""
-# Kinds of incidents.
-CONFLICT, SKEW, APART = "conflict", "clock_distrusted", "edit_apart"
+APART = "edit_apart"  # A kind of incident.
 # Somebody else was at the same records, or a link has just brought one of them.
 PASSING = (
     psycopg.errors.LockNotAvailable,
     psycopg.errors.DeadlockDetected,
     psycopg.errors.UniqueViolation,
 )
-_LOUD = ("alarm", "emergency")
-
-
-def same_key(one: str, other: str) -> str:
-    """Returns SQL: whether two aliases name one record, looked for in `one`'s primary key.
-
-    All but the number is hidden from the planner: to it few tables and campuses look, before the
-    first ANALYZE and in indexes that begin with them, as if they led to a single record.
-    """
-    return (
-        f"{one}.record_id = {other}.record_id AND {one}.table_name || '' = {other}.table_name"
-        f" AND {one}.campus || '' = {other}.campus"
-    )
-
-
-def values_of(row: str, columns: collections.abc.Iterable[str]) -> str:
-    """Returns SQL: columns of a jsonb `row` as an object of their own."""
-    pairs = ", ".join(f"'{column}', {row} -> '{column}'" for column in columns)
-    return f"jsonb_build_object({pairs})"
-
-
-def source_edit(table: TablePolicy, row: str, content: str, campus: str, hlc: str, at: str) -> str:
-    """Returns SQL: a source's row as the edit that `transforms.conflicts.edit.source_record` makes.
-
-    Args:
-      row: jsonb with every column; content: just these. campus, hlc: its stamp; at: its count.
-        The role is the parameter `source_role`.
-    """
-    wrote = ", ".join(
-        f"'{group.group}', jsonb_build_object('values', {values_of(row, group.columns)})"
-        for group in table.groups
-    )
-    actor = f"'{SOURCE_MARK}' || {campus}"
-    return (
-        f"jsonb_build_object('hlc', {hlc}, 'lane', '{Lane.ROUTINE.value}',"
-        f" 'role', %(source_role)s::text, 'editor', {actor},"
-        f" 'dot', jsonb_build_array({actor}, {at}), 'wrote', jsonb_build_object('{ROW}',"
-        f" jsonb_build_object('values', jsonb_build_object('{DELETED}', false, '{CONTENT}',"
-        f" substr(encode(sha256(convert_to(({content})::text, 'UTF8')), 'hex'), 1, 16))), {wrote}))"
-    )
-
-
-_KEYS = "unnest(%(ids)s::text[], %(tables)s::text[], %(campuses)s::text[])"
-_MATCH = same_key("r", "k")
 _ROWS = """\
 SELECT t.record_id, t.campus, {what} FROM unnest(%(ids)s::text[], %(campuses)s::text[])
     AS k(record_id, campus)
@@ -104,17 +50,17 @@ JOIN consult.{table} AS t ON t.record_id = k.record_id AND t.campus = k.campus
 ORDER BY t.record_id, t.campus {lock}"""
 _RECORDS = (
     "SELECT r.record_id, r.table_name, r.campus, {what} FROM "
-    + _KEYS
-    + " AS k(record_id, table_name, campus) JOIN sync.record AS r ON "
-    + _MATCH
+    + KEYS
+    + " JOIN sync.record AS r ON "
+    + OF_KEY
     + " ORDER BY r.record_id, r.table_name, r.campus {lock}"
 )
 _EDITS = (
     "SELECT r.record_id, r.table_name, r.campus, r.id, r.op, r.actor, r.counter, r.hlc, r.lane,"
     " r.role, r.editor, r.reason, r.distrusted, r.before, r.after FROM "
-    + _KEYS
-    + " AS k(record_id, table_name, campus) JOIN sync.edit AS r ON "
-    + _MATCH
+    + KEYS
+    + " JOIN sync.edit AS r ON "
+    + OF_KEY
     + " ORDER BY r.id"
 )
 _HISTORY = """\
@@ -130,47 +76,6 @@ SELECT * FROM json_to_recordset(%s) AS v(record_id text, table_name text, campus
 ON CONFLICT (record_id, table_name, campus) DO UPDATE
 SET src_table = excluded.src_table, seen = excluded.seen, record = excluded.record,
     change = excluded.change, urgent = excluded.urgent"""
-# One lock for all who change records, from here to the commit: whoever reads up to a change has
-# read every change before it. Clients never take it.
-_COUNT = "UPDATE sync.store SET change = change + %s RETURNING change - %s"
-_CLOCK = """\
-SELECT name, sync.wall_us(), (SELECT last_value FROM sync.hlc), distrusted,
-    name || '.' || sync.incarnation() FROM sync.store"""
-_ADOPT = "SELECT setval('sync.hlc', %(stamp)s) FROM sync.hlc WHERE last_value < %(stamp)s"
-_CONFLICTS = """\
-INSERT INTO sync.conflict AS c (id, record_id, table_name, campus, group_name, rule, alarm,
-    assignee, versions, state)
-SELECT * FROM json_to_recordset(%s) AS v(id text, record_id text, table_name text, campus text,
-    group_name text, rule text, alarm text, assignee text, versions integer, state text)
-ON CONFLICT (id) DO UPDATE SET rule = excluded.rule, alarm = excluded.alarm,
-    assignee = excluded.assignee, versions = excluded.versions, state = excluded.state,
-    opened_at = CASE WHEN c.state = excluded.state THEN c.opened_at ELSE now() END,
-    closed_at = NULL"""
-_CLOSE = (
-    "UPDATE sync.conflict AS r SET state = 'closed', closed_at = now() FROM "
-    + _KEYS
-    + " AS k(record_id, table_name, campus) WHERE "
-    + _MATCH
-    + " AND r.state || '' <> 'closed' AND r.id <> ALL (%(named)s)"
-)
-_INCIDENTS = f"""\
-INSERT INTO sync.incident (link, kind, detail)
-SELECT c.table_name || ' ' || c.id, '{CONFLICT}',
-    format('%%s of %%s: %%s is asked', c.group_name, c.table_name, c.assignee)
-FROM sync.conflict c WHERE c.id = ANY (%(named)s) AND c.state = 'open'
-    AND c.alarm = ANY (%(loud)s) AND NOT EXISTS (SELECT FROM sync.incident i
-        WHERE (i.link, i.kind, i.state) = (c.table_name || ' ' || c.id, '{CONFLICT}', 'open'))"""
-_END_INCIDENTS = f"""\
-UPDATE sync.incident i SET state = 'closed', closed_at = now() FROM sync.conflict r, {_KEYS}
-    AS k(record_id, table_name, campus)
-WHERE {_MATCH} AND r.state <> 'open' AND i.link = r.table_name || ' ' || r.id
-    AND i.kind = '{CONFLICT}' AND i.state = 'open'"""
-_DISTRUST = f"""\
-WITH told AS (UPDATE sync.store SET distrusted = ARRAY(
-        SELECT DISTINCT unnest(distrusted || %(actors)s::text[]) ORDER BY 1))
-INSERT INTO sync.incident (link, kind, detail) SELECT actor, '{SKEW}',
-    'its stamps are ahead by more than the bound: mend that clock' FROM unnest(%(actors)s::text[])
-    AS actor"""
 _APART = f"""\
 INSERT INTO sync.incident (link, kind, detail) SELECT a.actor, '{APART}',
     'an edit stands apart from its record: were tables restored by hand? '
@@ -182,25 +87,6 @@ SELECT DISTINCT table_name, campus, record_id FROM (
     (SELECT * FROM sync.edit WHERE lane = 'emergency' ORDER BY id LIMIT %(limit)s)
     UNION ALL (SELECT * FROM sync.edit WHERE lane <> 'emergency' ORDER BY id LIMIT %(limit)s)
     LIMIT %(limit)s) AS e"""
-_OPEN = """\
-INSERT INTO sync.store AS s (name, rules, policies) VALUES (%(name)s, %(rules)s, %(policies)s)
-ON CONFLICT (id) DO UPDATE
-SET name = excluded.name, rules = excluded.rules, policies = excluded.policies
-WHERE (s.name, s.rules, s.policies)
-    IS DISTINCT FROM (excluded.name, excluded.rules, excluded.policies)"""
-_POLICY = """\
-INSERT INTO sync.policy AS p VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT (table_name) DO UPDATE
-SET editable = excluded.editable, created = excluded.created,
-    archived_column = excluded.archived_column, archived_values = excluded.archived_values,
-    roles = excluded.roles"""
-
-
-class Key(typing.NamedTuple):
-    """Names a record."""
-
-    table: str
-    campus: str
-    record_id: str
 
 
 class Updated(typing.NamedTuple):
@@ -226,28 +112,6 @@ class _Held:
         self.record: Record = UNSEEN
         self.src_table = ""
         self.met: Met = []
-
-
-def open_store(conn: psycopg.Connection, name: str, rules: ConflictRules) -> None:
-    """Opens a store for edits: gives it its name and tells its trigger the policies; idempotent.
-
-    Commits. The schema must be in place (`store_schema.ensure`).
-    """
-    with conn.transaction():
-        names = {"name": name, "rules": rules.digest, "policies": rules.content}
-        conn.execute(_OPEN, names)
-        for table in rules.edited_at_stores:
-            conn.execute(_POLICY, _policy_row(table, rules))
-
-
-def _policy_row(name: str, rules: ConflictRules) -> tuple:
-    groups = rules.tables[name].groups
-    closed = (Immutable, Never, Owner)
-    editable = [c for group in groups if not isinstance(group, closed) for c in group.columns]
-    marks = [mark for group in groups if (mark := getattr(group, "archived", None)) is not None]
-    column, values = (marks[0].column, list(marks[0].values)) if marks else (None, [])
-    created = not any(isinstance(group, Never) for group in groups)
-    return name, sorted([*editable, "deleted"]), created, column, values, list(rules.roles)
 
 
 def pending_keys(conn: psycopg.Connection, limit: int) -> list[Key]:
@@ -373,18 +237,20 @@ class Records:
         met = (entry for one in changed for _, entry in one.met)
         take_stamps(conn, self._rules, {(entry.stamp.hlc, entry.dot.actor) for entry in met})
         versions = [
-            {**_plain(one.key), "edit": edit} for one in changed for edit in edits_to_plain(one.met)
+            {**plain_key(one.key), "edit": edit}
+            for one in changed
+            for edit in edits_to_plain(one.met)
         ]
         conn.execute(_HISTORY, (_json(versions),))
         shown = self._write_rows(changed)
-        self._note_conflicts(changed, shown)
+        note_conflicts(conn, shown)
         edits = [number for one in changed for number in one.edit_ids]
         if edits:
             conn.execute("DELETE FROM sync.edit WHERE id = ANY (%s)", (edits,))
         number = counted(conn, len(changed))
         rows = [
             {
-                **_plain(one.key),
+                **plain_key(one.key),
                 "src_table": one.src_table,
                 "seen": dict(one.record.seen),
                 "record": record_to_plain(one.record),
@@ -418,35 +284,6 @@ class Records:
             self._conn.execute(row_statement(name, how, given).encode(), (_json(some),))
         return shown
 
-    def _note_conflicts(self, changed: list[_Held], shown: dict[Key, Shown]) -> None:
-        rows = [
-            {
-                **_plain(one.key),
-                "id": conflict_id(one.key, conflict.group),
-                "group_name": conflict.group,
-                "rule": conflict.rule,
-                "alarm": conflict.alarm,
-                "assignee": conflict.assignee,
-                "versions": len(conflict.dots),
-                "state": "open" if conflict.open else "settled",
-            }
-            for one in changed
-            for conflict in shown[one.key].conflicts
-        ]
-        named = [row["id"] for row in rows]
-        names = names_of([one.key for one in changed]) | {"named": named, "loud": list(_LOUD)}
-        closed = self._conn.execute(_CLOSE.encode(), names).rowcount
-        if rows:
-            self._conn.execute(_CONFLICTS, (_json(rows),))
-            self._conn.execute(_INCIDENTS.encode(), names)
-        if rows or closed:
-            self._conn.execute(_END_INCIDENTS.encode(), names)
-
-
-def conflict_id(key: Key, group: str) -> str:
-    """Returns a conflict's name, the same at every store: of one group of one record."""
-    return hashlib.sha256(canonical_json([*key, group]).encode()).hexdigest()[:16]
-
 
 def lock_keys(
     conn: psycopg.Connection, keys: collections.abc.Iterable[Key], wait: bool = False
@@ -466,48 +303,11 @@ def lock_keys(
     return [key for r, t, c, _ in rows if (key := Key(t, c, r)) in found]
 
 
-def counted(conn: psycopg.Connection, records: int) -> int:
-    """Takes change numbers for as many records, until the commit; they begin behind the result."""
-    return conn.execute(_COUNT, (records, records)).fetchone()[0]
-
-
-def take_stamps(
-    conn: psycopg.Connection, rules: ConflictRules, stamps: collections.abc.Iterable[tuple]
-) -> None:
-    """Takes over what other clocks say, within the bound; tells of those beyond it.
-
-    Args:
-      stamps: (hlc, actor). Of each actor the greatest within the bound, and the greatest, will do.
-    """
-    _, wall_us, latest, distrusted, actor = conn.execute(_CLOCK).fetchone()
-    clock = HybridClock(lambda: wall_us, rules.skew_bound_us, latest, distrusted)
-    for stamp, who in sorted(stamps):
-        if who != actor:
-            clock.witness(stamp, who)
-    if clock.latest > latest:
-        conn.execute(_ADOPT, {"stamp": clock.latest})
-    if new := sorted(clock.distrusted - set(distrusted)):
-        conn.execute(_DISTRUST, {"actors": new})
-
-
 def _pending(edit: tuple) -> PendingEdit:
     op, actor, counter, hlc, lane, role, editor, reason, distrusted, before, after = edit
     op = op.decode() if isinstance(op, bytes) else op
     stamp = Stamp(hlc, Lane(lane), role, editor, False, reason, tuple(sorted(distrusted)))
     return PendingEdit(Dot(actor, counter), stamp, op == "D", before, after)
-
-
-def names_of(keys: collections.abc.Sequence[Key]) -> dict[str, list[str]]:
-    """Returns keys as the three lists that a query takes."""
-    return {
-        "ids": [key.record_id for key in keys],
-        "tables": [key.table for key in keys],
-        "campuses": [key.campus for key in keys],
-    }
-
-
-def _plain(key: Key) -> dict[str, str]:
-    return {"record_id": key.record_id, "table_name": key.table, "campus": key.campus}
 
 
 def _json(rows: list[dict]) -> str:

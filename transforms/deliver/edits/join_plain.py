@@ -20,16 +20,11 @@ from schemas.conflict_policy import ConflictRules, TablePolicy, Union
 from schemas.siblings import DELETED, ROW, Value
 from schemas.tables import Table
 from schemas.versions import SOURCE_MARK
-from transforms.deliver.edits.hold_records import (
-    Key,
-    counted,
-    lock_keys,
-    same_key,
-    source_edit,
-    take_stamps,
-    values_of,
-)
+from transforms.deliver.edits.edit_json import source_edit, values_of
+from transforms.deliver.edits.hold_records import lock_keys
+from transforms.deliver.edits.record_keys import Key, same_key
 from transforms.deliver.edits.row_digests import EXACT, digests_of, time_of
+from transforms.deliver.edits.stamp_records import counted, take_stamps
 from transforms.deliver.store_schema import quoted
 
 _STAGES = """\

@@ -17,8 +17,9 @@ from schemas.tables import Table
 from schemas.versions import SOURCE_MARK
 from transforms.conflicts.join import join_records
 from transforms.conflicts.stored_rows import record_of_source, source_count, source_values
-from transforms.deliver.edits.hold_records import Key, Records
+from transforms.deliver.edits.hold_records import Records
 from transforms.deliver.edits.join_plain import NOT_PLAIN, PlainRows, Said
+from transforms.deliver.edits.record_keys import Key
 
 _ANY = "SELECT FROM sync.record WHERE campus = %s AND table_name = %s LIMIT 1"
 _EDITED = """\

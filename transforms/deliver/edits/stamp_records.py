@@ -1,0 +1,48 @@
+"""Give changes of records their numbers, and take over what other clocks say of them."""
+
+import collections.abc
+
+import psycopg
+
+from schemas.conflict_policy import ConflictRules
+from schemas.hlc import HybridClock
+
+SKEW = "clock_distrusted"  # A kind of incident.
+
+# One lock for all who change records, from here to the commit: whoever reads up to a change has
+# read every change before it. Clients never take it.
+_COUNT = "UPDATE sync.store SET change = change + %s RETURNING change - %s"
+_CLOCK = """\
+SELECT name, sync.wall_us(), (SELECT last_value FROM sync.hlc), distrusted,
+    name || '.' || sync.incarnation() FROM sync.store"""
+_ADOPT = "SELECT setval('sync.hlc', %(stamp)s) FROM sync.hlc WHERE last_value < %(stamp)s"
+_DISTRUST = f"""\
+WITH told AS (UPDATE sync.store SET distrusted = ARRAY(
+        SELECT DISTINCT unnest(distrusted || %(actors)s::text[]) ORDER BY 1))
+INSERT INTO sync.incident (link, kind, detail) SELECT actor, '{SKEW}',
+    'its stamps are ahead by more than the bound: mend that clock' FROM unnest(%(actors)s::text[])
+    AS actor"""
+
+
+def counted(conn: psycopg.Connection, records: int) -> int:
+    """Takes change numbers for as many records, until the commit; they begin behind the result."""
+    return conn.execute(_COUNT, (records, records)).fetchone()[0]
+
+
+def take_stamps(
+    conn: psycopg.Connection, rules: ConflictRules, stamps: collections.abc.Iterable[tuple]
+) -> None:
+    """Takes over what other clocks say, within the bound; tells of those beyond it.
+
+    Args:
+      stamps: (hlc, actor). Of each actor the greatest within the bound, and the greatest, will do.
+    """
+    _, wall_us, latest, distrusted, actor = conn.execute(_CLOCK).fetchone()
+    clock = HybridClock(lambda: wall_us, rules.skew_bound_us, latest, distrusted)
+    for stamp, who in sorted(stamps):
+        if who != actor:
+            clock.witness(stamp, who)
+    if clock.latest > latest:
+        conn.execute(_ADOPT, {"stamp": clock.latest})
+    if new := sorted(clock.distrusted - set(distrusted)):
+        conn.execute(_DISTRUST, {"actors": new})

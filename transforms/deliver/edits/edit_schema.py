@@ -74,6 +74,15 @@ CREATE TABLE IF NOT EXISTS sync.exchange (
     PRIMARY KEY (peer, lane)) WITH (fillfactor = 50);
 """
 
+# The hybrid logical clock of schemas/hlc.py. A sequence never goes back with a transaction and is
+# not held until the end of one, so clients do not wait for each other.
+_TICK = """\
+(SELECT CASE WHEN t.stamp > t.following THEN setval('sync.hlc', t.stamp) ELSE t.following END
+            FROM (SELECT ((w.us / 1000) << 16) | ((w.us % 1000) << 6) AS stamp,
+                    nextval('sync.hlc') AS following
+                FROM (SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint
+                    + {offset} AS us OFFSET 0) AS w OFFSET 0) AS t)"""
+
 _FUNCTIONS = """\
 CREATE OR REPLACE FUNCTION sync.refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
@@ -84,27 +93,24 @@ CREATE OR REPLACE TRIGGER campus_sync_history BEFORE UPDATE OR DELETE ON sync.ve
     FOR EACH STATEMENT EXECUTE FUNCTION sync.refuse_change();
 
 -- Another one whenever the store may have gone back to a backup: a copy always runs in another
--- server process or under another oid. salt: for tables that were restored by hand.
+-- server process or under another oid. salt: for tables that were restored by hand. Both are
+-- given, so that it becomes part of the statement that calls it.
+CREATE OR REPLACE FUNCTION sync.incarnation_of(oid, integer) RETURNS text LANGUAGE sql STABLE
+AS $$
+    SELECT substr(md5(concat_ws('/', $1,
+        (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint, $2)), 1, 10);
+$$;
 CREATE OR REPLACE FUNCTION sync.incarnation() RETURNS text LANGUAGE sql STABLE AS $$
-    SELECT substr(md5(concat_ws('/', (SELECT system_identifier FROM pg_control_system()),
-        (SELECT oid FROM pg_database WHERE datname = current_database()),
-        (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint,
-        (SELECT salt FROM sync.store))), 1, 10);
+    SELECT sync.incarnation_of((SELECT oid FROM pg_database WHERE datname = current_database()),
+        (SELECT salt FROM sync.store));
 $$;
 CREATE OR REPLACE FUNCTION sync.wall_us() RETURNS bigint LANGUAGE sql VOLATILE AS $$
     SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint
         + coalesce((SELECT clock_offset_us FROM sync.store), 0);
 $$;
--- The hybrid logical clock of schemas/hlc.py. A sequence never goes back with a transaction and
--- is not held until the end of one, so clients do not wait for each other.
-CREATE OR REPLACE FUNCTION sync.tick() RETURNS bigint LANGUAGE plpgsql VOLATILE AS $$
-DECLARE
-    wall bigint := sync.wall_us();
-    stamp bigint := ((wall / 1000) << 16) | ((wall % 1000) << 6);
-    following bigint := nextval('sync.hlc');
-BEGIN
-    RETURN CASE WHEN stamp > following THEN setval('sync.hlc', stamp) ELSE following END;
-END $$;
+CREATE OR REPLACE FUNCTION sync.tick() RETURNS bigint LANGUAGE sql VOLATILE AS $$
+    SELECT {ticked};
+$$;
 
 CREATE OR REPLACE FUNCTION sync.refuse_edit(what text, remedy text) RETURNS void
 LANGUAGE plpgsql AS $$
@@ -171,92 +177,125 @@ BEGIN
     END IF;
 END $$;
 
+-- Written for the usual edit of a single row: in each transaction PL/pgSQL prepares anew every
+-- expression and statement that it comes by, which costs more than most of them do.
 CREATE OR REPLACE FUNCTION sync.take_edit() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp SET TimeZone = 'UTC' AS $$
 DECLARE
     own constant text[] := ARRAY['src_table', 'src_lsn', 'src_seq', 'committed_at', 'hlc', 'lane',
         'security_level', 'digest', 'version_vector'];
-    store sync.store;
-    policy sync.policy;
-    before jsonb := CASE WHEN TG_OP <> 'INSERT' THEN to_jsonb(OLD) END;
-    after jsonb := CASE WHEN TG_OP <> 'DELETE' THEN to_jsonb(NEW) END;
-    key jsonb := coalesce(before, after);
-    key_id text := key ->> 'record_id';
-    key_campus text := key ->> 'campus';
-    target text := format('%I.%I', TG_TABLE_SCHEMA, TG_TABLE_NAME);
-    gone boolean := TG_OP = 'DELETE' OR (after ->> 'deleted')::boolean;
-    edit_role text := coalesce(current_setting('campus_sync.role', true), '');
-    edit_lane text := coalesce(nullif(current_setting('campus_sync.lane', true), ''), 'routine');
-    edit_editor text := coalesce(
-        nullif(current_setting('campus_sync.editor', true), ''), session_user);
+    target text;
+    before jsonb;
+    after jsonb;
+    key_id text;
+    key_campus text;
+    key_source text;
+    gone boolean;
     known jsonb;
-    actor text;
     counter bigint;
     stamp bigint;
-    session text := coalesce(current_setting('campus_sync.session', true), '');
+    session text;
+    given record;
 BEGIN
-    SELECT * INTO store FROM sync.store;
+    SELECT s.name || '.' || sync.incarnation_of(d.oid, s.salt) AS actor, s.distrusted,
+        s.clock_offset_us, p.editable, p.created, p.archived_column, p.archived_values, p.roles,
+        coalesce(nullif(current_setting('campus_sync.lane', true), ''), 'routine') AS lane,
+        coalesce(current_setting('campus_sync.role', true), '') AS role,
+        coalesce(nullif(current_setting('campus_sync.editor', true), ''), session_user) AS editor,
+        coalesce(current_setting('campus_sync.reason', true), '') AS reason,
+        coalesce(current_setting('campus_sync.session', true), '') AS session
+    INTO given FROM sync.store s LEFT JOIN sync.policy p ON p.table_name = TG_TABLE_NAME
+        LEFT JOIN pg_database d ON d.datname = current_database();
     IF NOT FOUND THEN
         -- Rows laid by hand by whoever owns the store, before it takes part in anything.
         IF has_table_privilege(session_user, 'sync.store', 'UPDATE') THEN RETURN NULL; END IF;
         PERFORM sync.refuse_edit('this consult store is not open for edits yet',
             'start `campus-sync run` once: it gives the store its name and its policies.');
     END IF;
-    SELECT * INTO policy FROM sync.policy p WHERE p.table_name = TG_TABLE_NAME;
-    IF TG_OP = 'UPDATE' AND before - own = after - own
-        AND (before = after OR has_table_privilege(session_user, 'sync.store', 'UPDATE')) THEN
-        RETURN NULL;
-    ELSIF TG_OP = 'DELETE' AND OLD.deleted THEN  -- It stays, as what it is.
-        PERFORM set_config('campus_sync.session', 'sync', true);
-        EXECUTE format('INSERT INTO %s SELECT ($1).*', target) USING OLD;
-        PERFORM set_config('campus_sync.session', session, true);
-        RETURN NULL;
+    IF TG_OP = 'INSERT' THEN
+        after := to_jsonb(NEW);
+        gone := NEW.deleted;
+        key_id := NEW.record_id;
+        key_campus := NEW.campus;
+        key_source := NEW.src_table;
+    ELSE
+        before := to_jsonb(OLD);
+        known := OLD.version_vector;
+        key_id := OLD.record_id;
+        key_campus := OLD.campus;
+        key_source := OLD.src_table;
+        IF TG_OP = 'UPDATE' THEN
+            after := to_jsonb(NEW);
+            gone := NEW.deleted;
+            IF before = after THEN RETURN NULL; END IF;
+        ELSE
+            gone := true;
+        END IF;
+        IF gone THEN
+            target := format('%I.%I', TG_TABLE_SCHEMA, TG_TABLE_NAME);
+        END IF;
+        IF TG_OP = 'DELETE' AND OLD.deleted THEN  -- It stays, as what it is.
+            session := set_config('campus_sync.session', 'sync', true);
+            EXECUTE format('INSERT INTO %s SELECT ($1).*', target) USING OLD;
+            session := set_config('campus_sync.session', given.session, true);
+            RETURN NULL;
+        END IF;
     END IF;
-    PERFORM sync.check_edit(TG_OP, policy, before, after, 'this row of ' || TG_TABLE_NAME);
-    IF edit_lane NOT IN ('emergency', 'routine') THEN
+    -- What is plainly allowed is not looked into.
+    IF (TG_OP = 'UPDATE' AND before - given.editable = after - given.editable
+            AND NOT OLD.deleted AND NOT gone AND (given.archived_column IS NULL
+                OR coalesce(before ->> given.archived_column, '')
+                    <> ALL (given.archived_values))) IS NOT TRUE
+    THEN
+        IF TG_OP = 'UPDATE' AND before - own = after - own
+            AND has_table_privilege(session_user, 'sync.store', 'UPDATE')
+        THEN RETURN NULL; END IF;
+        PERFORM sync.check_edit(TG_OP, p, before, after, 'this row of ' || TG_TABLE_NAME)
+        FROM sync.policy p WHERE p.table_name = TG_TABLE_NAME;
+    END IF;
+    IF given.lane NOT IN ('emergency', 'routine') THEN
         PERFORM sync.refuse_edit('campus_sync.lane is neither emergency nor routine',
             'SET campus_sync.lane = ''emergency'', or leave it out.');
-    ELSIF edit_role <> '' AND edit_role <> ALL (policy.roles) THEN
+    ELSIF given.role <> '' AND given.role <> ALL (given.roles) THEN
         PERFORM sync.refuse_edit('campus_sync.role is no role',
-            'SET campus_sync.role to one of ' || array_to_string(policy.roles, ', ') || '.');
+            'SET campus_sync.role to one of ' || array_to_string(given.roles, ', ') || '.');
     END IF;
-    IF TG_OP <> 'INSERT' THEN known := OLD.version_vector; END IF;
     IF known IS NULL THEN  -- A number that was there before goes on with its count.
-        -- By the number alone: `hold_records.same_key` says why.
+        -- By the number alone: `record_keys.same_key` says why.
         SELECT r.seen INTO known FROM sync.record r WHERE r.record_id = key_id
             AND r.table_name || '' = TG_TABLE_NAME AND r.campus || '' = key_campus FOR UPDATE;
+        IF known IS NULL AND key_source <> '' THEN  -- schemas.versions.source_dot
+            known := jsonb_build_object('@' || key_campus,
+                greatest(1, OLD.src_lsn::numeric * 2147483648 + OLD.src_seq));
+        END IF;
+        known := coalesce(known, '{}');
     END IF;
-    IF known IS NULL AND key ->> 'src_table' <> '' THEN  -- schemas.versions.source_dot
-        known := jsonb_build_object('@' || OLD.campus,
-            greatest(1, OLD.src_lsn::numeric * 2147483648 + OLD.src_seq));
-    END IF;
-    known := coalesce(known, '{}');
-    actor := store.name || '.' || sync.incarnation();
-    counter := coalesce((known ->> actor)::bigint, 0) + 1;
-    known := known || jsonb_build_object(actor, counter);
-    stamp := sync.tick();
-    INSERT INTO sync.edit (record_id, table_name, campus, op, actor, counter, hlc, lane, role,
-        editor, reason, distrusted, before, after)
-    VALUES (key_id, TG_TABLE_NAME, key_campus,
-        CASE WHEN gone THEN 'D' ELSE left(TG_OP, 1) END::"char", actor, counter, stamp,
-        edit_lane, edit_role, edit_editor,
-        coalesce(current_setting('campus_sync.reason', true), ''), store.distrusted,
-        before, after);
+    counter := coalesce((known ->> given.actor)::bigint, 0) + 1;
+    known := known || jsonb_build_object(given.actor, counter);
+    WITH edit AS (
+        INSERT INTO sync.edit (record_id, table_name, campus, op, actor, counter, hlc, lane, role,
+            editor, reason, distrusted, before, after)
+        VALUES (key_id, TG_TABLE_NAME, key_campus,
+            CASE WHEN gone THEN 'D' ELSE left(TG_OP, 1) END::"char", given.actor, counter,
+            {tick}, given.lane, given.role, given.editor, given.reason, given.distrusted,
+            before, after)
+        RETURNING hlc)
     INSERT INTO sync.record AS r (record_id, table_name, campus, src_table, seen)
-    VALUES (key_id, TG_TABLE_NAME, key_campus, key ->> 'src_table', known)
-    ON CONFLICT (record_id, table_name, campus) DO UPDATE SET seen = excluded.seen;
+    VALUES (key_id, TG_TABLE_NAME, key_campus, key_source, known)
+    ON CONFLICT (record_id, table_name, campus) DO UPDATE SET seen = excluded.seen
+    RETURNING (SELECT hlc FROM edit) INTO stamp;
     -- What follows is the sync's own. (CREATE FUNCTION .. SET would need a superuser.)
-    PERFORM set_config('campus_sync.session', 'sync', true);
-    IF TG_OP = 'DELETE' AND key ->> 'src_table' <> '' THEN  -- It stays as a guard of its key.
+    session := set_config('campus_sync.session', 'sync', true);
+    IF TG_OP = 'DELETE' AND key_source <> '' THEN  -- It stays as a guard of its key.
         EXECUTE format('INSERT INTO %s SELECT (jsonb_populate_record($1, $2)).*', target)
             USING OLD, '{"deleted": true}'::jsonb;
     END IF;
-    IF gone AND key ->> 'src_table' = '' THEN
+    IF gone AND key_source = '' THEN
         EXECUTE format('DELETE FROM %s WHERE record_id = $1 AND campus = $2', target)
             USING key_id, key_campus;
     {stamped}END IF;
-    PERFORM set_config('campus_sync.session', session, true);
+    session := set_config('campus_sync.session', given.session, true);
     RETURN NULL;
 END $$;
 """
@@ -266,7 +305,7 @@ END $$;
 _STAMPED = """\
 ELSIF TG_TABLE_NAME = '{name}' THEN
         UPDATE consult.{name} SET version_vector = known, hlc = stamp, digest = NULL,
-            lane = upper(left(edit_lane, 1))::"char", committed_at = clock_timestamp()
+            lane = upper(left(given.lane, 1))::"char", committed_at = clock_timestamp()
         WHERE record_id = key_id AND campus = key_campus;
     """
 
@@ -274,7 +313,7 @@ ELSIF TG_TABLE_NAME = '{name}' THEN
 def edit_ddl() -> str:
     """Returns the tables of edits and records, the clock and the trigger: idempotent.
 
-    `sync.store` is empty until `hold_records.open_store` names the store; until then only its
+    `sync.store` is empty until `open_store` names the store; until then only its
     owner may write to the tables, unstamped.
     """
     tables = "".join(
@@ -282,4 +321,12 @@ def edit_ddl() -> str:
         for table in EDITED_TABLES
     )
     stamped = "".join(_STAMPED.format(name=table.name) for table in EDITED_TABLES)
-    return f"{_TABLES}{_FUNCTIONS.replace('{stamped}', stamped)}{tables}"
+    parts = {
+        "{stamped}": stamped,
+        "{tick}": _TICK.format(offset="given.clock_offset_us"),
+        "{ticked}": _TICK.format(offset="coalesce((SELECT clock_offset_us FROM sync.store), 0)"),
+    }
+    functions = _FUNCTIONS
+    for place, part in parts.items():
+        functions = functions.replace(place, part)
+    return f"{_TABLES}{functions}{tables}"

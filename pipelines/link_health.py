@@ -3,12 +3,21 @@
 from pipelines.sla_facts import SourceFacts, StoreFacts
 from schemas.batches import Lane
 from schemas.config import Config, Link, Retention
-from schemas.positions import Position
+from schemas.positions import (
+    NEW_LOG_REMEDY,
+    Position,
+    distance,
+    generation_of,
+    own_position,
+)
 from schemas.reports import SETS_APART, SETS_WAIT, Conservation, Health, Risk, State
 from transforms.capture.retention import seconds_left
 
 # Heartbeats move a link's watermark every second or so, whoever reads the log for it.
 _FOLLOWS_MS = 15_000
+# Source and store are not looked at in one moment: what was committed just now may be seen in
+# the store alone.
+_SEEN_BY_US = 10_000_000
 
 
 def link_health(
@@ -33,7 +42,7 @@ def link_health(
     backlog = lag_ms = None
     if source is not None and ledger is not None:
         applied = Position(ledger.lsn, ledger.seq).acknowledgeable_lsn
-        left = max(0, source.wal_lsn - applied)
+        left = distance(applied, source.wal_lsn)
         backlog = (
             left // source.units_per_byte if source.units_per_byte else (0 if not left else None)
         )
@@ -58,6 +67,13 @@ def link_health(
         seconds_left=left,
         log_risk=risk_of(left, config.retention),
     )
+
+
+def _rewound(source: SourceFacts, ledger: Conservation | None) -> bool:
+    """Whether the source's log does not hold what was applied of it: it is another one."""
+    if ledger is None or source.clock_us - ledger.commit_us < _SEEN_BY_US:
+        return False
+    return ledger.lsn > source.wal_lsn
 
 
 def _follows(source: SourceFacts, lag_ms: int | None) -> bool:
@@ -86,7 +102,8 @@ def _seconds_left(
 ) -> float | None:
     if source is None or source.keeping is None or ledger is None:
         return None
-    applied = Position(ledger.lsn, ledger.seq)
+    generation = generation_of(source.wal_lsn)
+    applied = own_position(generation, Position(ledger.lsn, ledger.seq))
     applied_us = max(ledger.watermark_us, ledger.commit_us)
     kept = source.keeping.retention(link.slot, applied, applied_us, units_per_s)
     return None if kept is None else seconds_left(kept)
@@ -99,6 +116,8 @@ def _judge(link, source, store, slot, ledger, lag_ms, objectives) -> tuple[State
         return State.DOWN, f"source {link.source} cannot be reached"
     if slot is None and ledger is None:
         return State.DOWN, "never started; `campus-sync run` begins with a snapshot"
+    if _rewound(source, ledger):
+        return State.DOWN, f"its log ends before what was applied of it. {NEW_LOG_REMEDY}"
     if slot is None or slot.wal_status == "lost":
         return State.GAP, "its log is lost; `campus-sync run` fills the gap by a snapshot"
     running = [part for part in store.snapshots if part.state == "running"]

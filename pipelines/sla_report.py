@@ -24,6 +24,7 @@ from pipelines.sla_facts import (
 from schemas.batches import Lane
 from schemas.config import PRIMARY, Config, Link, Objectives
 from schemas.errors import CampusSyncError
+from schemas.positions import lsn_in
 from schemas.receipts import Counts
 from schemas.reconcile_schedule import Standing, standings
 from schemas.reports import (
@@ -227,6 +228,10 @@ class Observer:
                 found[kind][name] = facts
         for name, facts in found["source"].items():
             self._rates.look(name, facts.clock_us, facts.total)
+            generation = self._config.sources[name].generation
+            found["source"][name] = dataclasses.replace(
+                facts, wal_lsn=lsn_in(generation, facts.wal_lsn)
+            )
         return found["source"], found["store"]
 
     def _one(self, kind: str, name: str, dsn: str, find: Callable):

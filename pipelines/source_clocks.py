@@ -7,6 +7,7 @@ import psycopg
 from schemas.clocks import wall_clock_us
 from schemas.config import Source
 from schemas.errors import SourceUnavailable
+from schemas.positions import lsn_in
 
 _CONNECT_TIMEOUT_S = 5
 _POSTGRESQL = """\
@@ -26,11 +27,16 @@ class LogEnd(typing.NamedTuple):
 
 
 def log_end(source: Source) -> LogEnd:
-    """Returns the end of a database's log or of a topic.
+    """Returns the end of a database's log or of a topic, as a place of its generation.
 
     Raises:
       CampusSyncError: it cannot be reached.
     """
+    end = _own_end(source)
+    return end._replace(lsn=lsn_in(source.generation, end.lsn))
+
+
+def _own_end(source: Source) -> LogEnd:
     if source.kind == "postgresql":
         try:
             with psycopg.connect(

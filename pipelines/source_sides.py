@@ -14,9 +14,8 @@ def side_of(name: str, source: Source) -> SourceSide:
     """Returns how a source is read."""
     if source.kind == "debezium":
         return TopicSide(name, source)
-    return (MariadbSide if source.kind == "mariadb" else SourceSide)(
-        name, source.dsn, source.mapping
-    )
+    side = MariadbSide if source.kind == "mariadb" else SourceSide
+    return side(name, source.dsn, source.mapping, source.generation)
 
 
 class TopicSide(SourceSide):

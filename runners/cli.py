@@ -104,11 +104,6 @@ def _add_operate(verbs) -> None:
 
     _add_reread(verbs)
 
-    reseed = verbs.add_parser("reseed", help="snapshot a link again after a restored source")
-    reseed.add_argument("link", help="source>store")
-    _add_config(reseed)
-    reseed.set_defaults(handler=_verb("runners.run", "reseed"))
-
 
 def _add_reread(verbs) -> None:
     reread = verbs.add_parser(

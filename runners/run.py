@@ -1,4 +1,4 @@
-"""The verbs that operate the sync job: run, check, reseed."""
+"""The verbs that operate the sync job: run and check."""
 
 import argparse
 import datetime
@@ -24,7 +24,7 @@ from runners.safe_log import safe_traceback
 from runners.upkeep import Rules, Upkeep
 from schemas.config import PRIMARY, Config, load
 from schemas.errors import ConfigError
-from transforms.deliver import ledger, store_schema
+from transforms.deliver import store_schema
 
 _LAG_HOLD_S = 2.0
 
@@ -116,20 +116,3 @@ def _print_findings(findings: list[Finding], as_json: bool) -> bool:
             print(f"{finding.severity:7} {finding.place}: {finding.what}")
             print(f"        {finding.remedy}")
     return any(finding.severity == Severity.ERROR for finding in findings)
-
-
-def reseed(options: argparse.Namespace) -> int:
-    """Makes a link forget its ledger, so that its next start takes a snapshot.
-
-    No row is removed: the source's rows in the store only become older than any change, so
-    that the snapshot renews what exists and its sweep marks what does not.
-    """
-    config = load(options.config)
-    link = next((link for link in config.links() if link.name == options.link), None)
-    if link is None:
-        known = ", ".join(link.name for link in config.links())
-        raise ConfigError(f"no link {options.link}. Remedy: one of {known}.")
-    with psycopg.connect(config.stores[link.store].dsn, connect_timeout=5) as connection:
-        rows = ledger.reseed(connection, link.name, link.source)
-    print(f"{link.name}: {rows} rows wait for the snapshot of the next start")
-    return 0

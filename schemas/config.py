@@ -16,6 +16,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from schemas.errors import ConfigError
 from schemas.links import Limits as LinkLimits
 from schemas.links import LinkSettings, SetSettings
+from schemas.positions import GENERATION_MAX
 from schemas.set_words import SETS, fault_of
 from schemas.yaml_lines import LineOf, Problem, problems_error, read_model, suggest
 
@@ -55,6 +56,7 @@ class Source(_Model):
     is PostgreSQL's. `hints` (table to column to encoding), `kafka` (its client's options) and
     `content` are of a topic of Debezium events, `kafka://host:port/topic`: `content` is a
     PostgreSQL where the tables behind the topic can be read, for `compare` and nothing else.
+    `generation` is raised by one when the source's log begins anew (ADR 0030).
     """
 
     kind: typing.Literal["postgresql", "mariadb", "debezium"]
@@ -64,6 +66,7 @@ class Source(_Model):
     kafka: dict[str, str] = {}
     content: Dsn | None = None
     commit_times: typing.Literal["exact", "seconds"] | None = None
+    generation: typing.Annotated[int, pydantic.Field(ge=0, le=GENERATION_MAX)] = 0
     publication: typing.Annotated[
         str, pydantic.StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_$]{0,62}$")
     ] = "campus_sync"
@@ -274,6 +277,7 @@ class Config(_Model):
             one_worker=one_worker,
             source_kind=source.kind,
             source_options=source.options,
+            generation=source.generation,
             sets=self._sets_of(link.source),
         )
 

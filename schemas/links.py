@@ -69,6 +69,7 @@ class LinkSettings:
       name: `source>store`. slot: its replication slot, or what stands for one.
       source_kind: `postgresql`, `mariadb` (MySQL too) or `debezium`.
       source_options: JSON of what only one kind has.
+      generation: which of the source's logs is the one to read (ADR 0030).
       source_dsn, store_dsn: libpq connection strings; passwords by passfile or service.
       mapping, rules: absolute paths of the campus's mapping and emergency rules files.
       key_ref: where the dead letters' key is (`file:` or `env:`).
@@ -91,4 +92,5 @@ class LinkSettings:
     one_worker: bool = False
     source_kind: str = "postgresql"
     source_options: str = ""
+    generation: int = 0
     sets: SetSettings | None = None

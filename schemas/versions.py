@@ -18,7 +18,6 @@ EMPTY: VersionVector = {}
 SOURCE_MARK = "@"  # Begins the actor of a hospital's own system; no store's name may.
 
 _SEQ_BITS = SEQ_END.bit_length()
-_LSN_BITS = 64
 
 # True where `{above}` has seen all that `{below}` has: both are jsonb, as `to_text` writes.
 # numeric: a source's counts are beyond bigint. Equal vectors, the usual case, cost no loop.
@@ -90,13 +89,9 @@ def store_actor(store: str, incarnation: str) -> str:
     return f"{store}.{incarnation}"
 
 
-def source_dot(campus: str, position: Position, generation: int = 0) -> Dot:
-    """Returns the edit that a source's row version is: its place in the log is its count.
-
-    `generation` is raised when a source begins a log anew: what it says then is later.
-    """
-    place = (generation << _LSN_BITS | position.lsn) << _SEQ_BITS | position.seq
-    return Dot(SOURCE_MARK + campus, place)
+def source_dot(campus: str, position: Position) -> Dot:
+    """Returns the edit that a source's row version is: its place in the log is its count."""
+    return Dot(SOURCE_MARK + campus, position.lsn << _SEQ_BITS | position.seq)
 
 
 def to_text(vector: VersionVector) -> str:

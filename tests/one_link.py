@@ -34,16 +34,23 @@ class OneLink:
         make_key(folder / "key")
         for file_name, text in (mappings or {}).items():
             (folder / file_name).write_text(text, encoding="utf-8")
-        content = {
+        self._content = {
             "version": 1,
             "sources": {name: source},
             "stores": {"primary": {"dsn": store}},
             "dead_letter_key": "file:key",
             "limits": limits,
         }
-        (folder / "campuses.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
-        self.config = load(folder / "campuses.yaml")
+        self._source = source
+        self.configure()
         prepare_stores(self.config)
+
+    def configure(self, **source: object) -> None:
+        """Writes and reads campuses.yaml, with more said of the source."""
+        self._source.update(source)
+        path = self.folder / "campuses.yaml"
+        path.write_text(yaml.safe_dump(self._content), encoding="utf-8")
+        self.config = load(path)
 
     @property
     def settings(self) -> LinkSettings:

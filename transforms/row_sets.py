@@ -18,7 +18,7 @@ from schemas.clocks import monotonic_s
 from schemas.entities import TABLES
 from schemas.mappings import CampusMapping, load_mapping
 from schemas.mappings import Source as SourceTable
-from schemas.positions import SEQ_END, Position
+from schemas.positions import SEQ_END, Position, lsn_in
 from schemas.reread import Key, Span
 from transforms.checksum import digest_rows
 from transforms.harmonise import Harmoniser
@@ -168,6 +168,9 @@ class Reading:
 class SourceSide:
     """One campus's source, read through its mapping.
 
+    Args:
+      generation: of its log.
+
     Attributes:
       tables: canonical tables that it feeds.
       refused: by canonical table, hashes of the ids of rows that the mapping refused.
@@ -175,9 +178,10 @@ class SourceSide:
 
     _ids_at_once = _IDS
 
-    def __init__(self, campus: str, dsn: str, mapping: str):
+    def __init__(self, campus: str, dsn: str, mapping: str, generation: int = 0):
         self.campus = campus
         self._dsn = dsn
+        self._at = functools.partial(lsn_in, generation)
         self._mapping: CampusMapping = load_mapping(mapping)
         self._parts = self._mapping.tables
         self.tables = tuple(dict.fromkeys(part.table for part in self._mapping.tables.values()))
@@ -204,10 +208,10 @@ class SourceSide:
                 covered_lsn, _ = conn.execute(_LOG_END).fetchone()
                 read = functools.partial(self._read, conn)
                 yield Reading(
-                    read_lsn,
-                    covered_lsn,
+                    self._at(read_lsn),
+                    self._at(covered_lsn),
                     # A commit may start exactly at the log's end: as in ADR 0010.
-                    read_lsn - 1 if exact else None,
+                    self._at(read_lsn - 1) if exact else None,
                     taken_us,
                     lambda table, ids: self._changes(table, ids, read),
                     lambda span: self._spans(conn, span),
@@ -562,10 +566,10 @@ class MariadbSide(SourceSide):
         with consistent_point(self._dsn) as point:
             # A ledger at the log's end stands at the border, before every snapshot there.
             # Whatever else was read at this place of the log is the same.
-            place = last_before_transaction(point.lsn)
+            place = self._at(last_before_transaction(point.lsn))
             yield Reading(
                 place,
-                border_at(point.lsn),
+                self._at(border_at(point.lsn)),
                 place,
                 point.taken_us,
                 lambda table, ids: self._changes(table, ids, read),

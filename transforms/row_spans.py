@@ -81,7 +81,7 @@ def unfit(name: str, why: str) -> ConfigError:
     """Returns the error for a table that cannot be read by spans."""
     return ConfigError(
         f"table {name} cannot be read again in parts: {why}. Remedy: `campus-sync reconcile "
-        "--repair` mends what differs in it, `campus-sync reseed` reads the whole link again."
+        "--repair` mends what differs in it."
     )
 
 

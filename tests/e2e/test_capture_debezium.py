@@ -202,7 +202,7 @@ def test_a_topic_made_again_is_another_one(fed):
     with pytest.raises(TopicRecreated):
         source.stream(position)  # Shorter than what was read of it.
     fed.put([change(topic, i) for i in range(1, 11)])
-    with pytest.raises(TopicRecreated, match="reseed"):
+    with pytest.raises(TopicRecreated, match="generation"):
         source.stream(position, topic_id)  # Long enough, but another.
     now[0] += 60
     with pytest.raises((TopicRecreated, TopicMissing, SourceUnavailable)):

@@ -1,4 +1,4 @@
-"""Dead letters on real PostgreSQL: each way to be refused, mended and replayed; and reseeding."""
+"""Dead letters on real PostgreSQL: each way to be refused, mended and replayed."""
 
 import argparse
 import base64
@@ -16,7 +16,6 @@ import yaml
 from pipelines.compare import compare
 from pipelines.replay import Became, letters, replay
 from pipelines.sla_report import gather
-from runners import run as run_verb
 from runners.cli import main, parser
 from runners.dead_letters import dead_letters
 from runners.embedded.traffic import Traffic
@@ -702,56 +701,3 @@ def test_traffic_that_must_be_refused_is_listed_and_reported(hospital, capsys):
     }
     assert report.law_holds
     assert compare(hospital.config, settle_s=0).equal
-
-
-# Reseeding.
-
-
-def test_a_reseeded_link_is_read_whole_and_equal_again(hospital, capsys):
-    """As after a source that was restored: old positions count for nothing, old rows go."""
-    refused_diagnoses(hospital, 1)
-    hospital.source.execute(OTHERS)
-    hospital.carry()
-    hospital.stop()
-    # The restored source has lost a row and its log; what the store has is from a later time.
-    slots.drop(hospital.config.sources["main"].dsn, hospital.link.slot)
-    hospital.source.execute("DELETE FROM his.medical_order; UPDATE his.visit SET bed = '8'")
-    hospital.store.execute(
-        "UPDATE consult.visit SET src_lsn = 2^60; UPDATE sync.progress SET lsn = 2^60"
-    )
-    hospital.store.execute("INSERT INTO sync.escalation VALUES ('main', 'M9', 'E1', 1000, 1, true)")
-    arguments = argparse.Namespace(config=hospital.path, link="main>primary")
-    hospital.store.execute("SET application_name = 'eye'")
-    assert run_verb.reseed(arguments) == 0
-    assert "2 rows wait" in capsys.readouterr().out
-    left = "SELECT count(*) FROM sync.progress"
-    assert hospital.store.execute(left).fetchone() == (0,)
-    assert hospital.open() == []
-    assert hospital.store.execute('SELECT lsn, "open" FROM sync.escalation').fetchall() == [
-        (0, True)
-    ]
-    hospital.carry()
-    assert hospital.stored("visit", "V1", "bed") == ("8",)
-    assert hospital.stored("medical_order", "1", "status") is None
-    assert hospital.open() == [("his.diagnosis", "bad_time", "diagnosed_at")]
-    assert hospital.counts()["dead"] == 1
-    snapshots = "SELECT reason, state FROM sync.snapshot"
-    assert hospital.store.execute(snapshots).fetchall() == [("first", "done")]
-    hospital.map(_null_when("his.diagnosis", "diagnosed_at", "diagnosed_at", "infinity"))
-    assert hospital.replay() == [(Became.DELIVERED, "")]
-    hospital.assert_equal()
-
-
-def test_a_link_that_is_running_is_not_reseeded(hospital, capsys):
-    hospital.carry()
-    hospital.store.execute("SET application_name = 'eye'")
-    words = ["reseed", "main>primary", "--config", str(hospital.path)]
-    assert main(words) == 1
-    assert "stop `campus-sync run`" in capsys.readouterr().err
-    hospital.stop()
-    with hospital.store.transaction():
-        hospital.store.execute("SELECT FROM sync.progress FOR UPDATE")
-        assert main(words) == 1
-    assert "its ledger is in use" in capsys.readouterr().err
-    assert hospital.counts()["captured"] == 0
-    assert main(words) == 0

@@ -7,6 +7,7 @@ from confluent_kafka import Producer, TopicPartition
 
 from pipelines.replay import Became, letters, replay
 from runners.embedded.kafka import KafkaServer
+from schemas.positions import generation_of, own_lsn
 from tests.debezium_events import load as recorded
 from tests.faults.harness import Link, Network, until
 from tests.one_link import OneLink
@@ -81,7 +82,8 @@ class Campus(OneLink):
 
     def reached(self) -> int:
         query = "SELECT lsn FROM sync.progress WHERE lane = 'routine'"
-        return next((row[0] for row in self.ask(query)), 0)
+        lsn = next((row[0] for row in self.ask(query)), 0)
+        return own_lsn(lsn) if generation_of(lsn) == self.config.sources["west"].generation else 0
 
     def follow(self, offset: int, network: Network | None = None) -> None:
         """Runs the link until everything before `offset` is applied."""
@@ -180,3 +182,21 @@ def test_a_gap_is_filled_by_the_next_snapshot_in_the_topic(campus):
     assert campus.patients() == ["P000000", "P000001", "P000002"]
     reasons = campus.ask("SELECT reason FROM sync.snapshot ORDER BY lsn")
     assert reasons == [("first",), ("slot_invalidated",)]
+
+
+def test_a_topic_made_again_is_another_log_once_a_person_says_so(campus, caplog):
+    records = recorded("oracle")
+    campus.put(records)
+    campus.follow(len(records))
+    campus.kafka.delete_topic(campus.topic)
+    campus.kafka.create_topic(campus.topic)
+    campus.put(records[:5])
+    with Link(campus.settings):
+        until(lambda: "raise the source's `generation`" in caplog.text, 30, "the refusal")
+    campus.configure(generation=1)
+    for end in (5, 9):
+        campus.put(records[campus.reached() or 5 : end])
+        campus.follow(end)
+    assert {"P000000", "P000001", "P000002"} <= set(campus.patients())
+    reasons = campus.ask("SELECT reason FROM sync.snapshot ORDER BY lsn")
+    assert reasons == [("first",), ("new_log",)]

@@ -9,6 +9,7 @@ import pytest
 
 from pipelines.compare import compare
 from pipelines.sla_report import Observer
+from pipelines.source_clocks import log_end
 from runners.codes import codes
 from runners.embedded.campus_b import MariaDbDialect, script
 from runners.embedded.mariadb import MariaDbServer
@@ -79,7 +80,7 @@ class Campus(OneLink):
             connection.commit()
 
     def drain(self) -> None:
-        end = border_at(state(self.server.dsn("his")).log_end_lsn)
+        end = log_end(self.config.sources["east"]).lsn
         reached = (
             f"SELECT FROM sync.progress WHERE lane = 'routine' AND lsn >= {end} AND NOT EXISTS"
             " (SELECT FROM sync.snapshot WHERE state = 'running') AND NOT EXISTS"
@@ -175,6 +176,34 @@ def test_a_log_begun_anew_is_a_gap_to_a_new_process(campus, idle):
     assert comparison.equal, comparison
     gone = "SELECT record_id FROM consult.patient WHERE deleted ORDER BY 1"
     assert campus.ask(gone) == [("18",), ("19",)]
+
+
+def test_a_shorter_log_is_another_one_once_a_person_says_so(campus, caplog, monkeypatch):
+    monkeypatch.setattr("pipelines.link_health._SEEN_BY_US", 0)
+    campus.execute(PATIENT, rows=[(i, f"B{i}", "李四", "女") for i in range(20)])
+    campus.execute(*["UPDATE MS_BRDA SET XGSJ = now()"] * 3)
+    with Link(campus.settings):
+        campus.drain()
+    campus.execute("RESET MASTER", "DELETE FROM MS_BRDA WHERE BRID > 17")
+    with Link(campus.settings):
+        until(lambda: "raise the source's `generation`" in caplog.text, 30, "the refusal")
+        with Observer(campus.config) as observer:
+            (view,) = observer.view(wall_clock_us()).links
+        assert view.health.state is State.DOWN and "`generation`" in view.health.why
+    campus.configure(generation=1)
+    for name in ("李思", "王五"):
+        with Link(campus.settings):
+            campus.drain()
+            campus.execute(f"UPDATE MS_BRDA SET BRXM = '{name}' WHERE BRID = 1")
+            campus.drain()
+    assert campus.ask(SNAPSHOTS) == [("first", "done"), ("new_log", "done")]
+    comparison = compare(campus.config, show_keys=True)
+    assert comparison.equal, comparison
+    gone = "SELECT record_id FROM consult.patient WHERE deleted ORDER BY 1"
+    assert campus.ask(gone) == [("18",), ("19",)]
+    with Observer(campus.config) as observer:
+        (view,) = observer.view(wall_clock_us()).links
+    assert view.health.backlog_bytes == 0, view.health
 
 
 def test_every_entity_of_the_packaged_campus_b_is_equal(make_mariadb, database, tmp_path):

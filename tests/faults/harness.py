@@ -23,7 +23,7 @@ from schemas.clocks import wall_clock_us
 from schemas.config import PRIMARY, Config, load
 from schemas.errors import StoreUnavailable
 from schemas.links import LinkSettings
-from schemas.positions import Position
+from schemas.positions import Position, lsn_in
 from schemas.reports import Comparison
 from transforms.capture.link_reader import LinkReader, live_reader
 from transforms.deliver.store import Store
@@ -105,7 +105,9 @@ class Site:
                 connection.execute((_SQL / script).read_text(encoding="utf-8"))
 
     def write_config(self, mapping: str = "postgresql_his", **more) -> Config:
-        """Writes campuses.yaml and returns it read; `limits` stay unless they are given."""
+        """Writes campuses.yaml and returns it read; `limits` stay unless they are given, and so
+        does what `source` adds to the source."""
+        self._source = more.pop("source", getattr(self, "_source", {}))
         self._limits = more.pop("limits", getattr(self, "_limits", None))
         content = {
             "version": 1,
@@ -114,6 +116,7 @@ class Site:
                     "kind": "postgresql",
                     "dsn": self.source_server.dsn(f"his{self.name}", READER),
                     "mapping": mapping,
+                    **self._source,
                 }
             },
             "stores": {
@@ -149,7 +152,8 @@ class Site:
         """Returns the end of the source's log."""
         with self.administrator() as connection:
             query = "SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint"
-            return connection.execute(query).fetchone()[0]
+            (end,) = connection.execute(query).fetchone()
+        return lsn_in(self.config.sources[CAMPUS].generation, end)
 
     def progress(self, store: str = PRIMARY, lane: Lane = Lane.ROUTINE) -> Position | None:
         """Returns a lane's ledger, None before its first delivery."""
@@ -195,6 +199,12 @@ class Site:
         with self.store(store) as connection:
             query = "SELECT reason, state FROM sync.snapshot ORDER BY lsn"
             return connection.execute(query).fetchall()
+
+    def open_letters(self, store: str = PRIMARY) -> list[str]:
+        """Returns the reasons of the dead letters that are open."""
+        query = "SELECT reason FROM sync.dead_letter WHERE state = 'open' ORDER BY lsn, seq"
+        with self.store(store) as connection:
+            return [reason for (reason,) in connection.execute(query)]
 
     def captured(self, store: str = PRIMARY) -> int:
         """Returns how many changes the routine lane has accounted for."""
@@ -289,6 +299,15 @@ class Link:
         with self._changed:
             self._held.discard(lane)
             self._changed.notify_all()
+
+    def waiting(self, lane: Lane) -> int:
+        """How many batches of a lane are on their way."""
+        return len(self._boxes[lane])
+
+    def lose_next(self, lane: Lane) -> None:
+        """Loses the oldest batch that is on its way."""
+        with self._changed:
+            self._boxes[lane].popleft()
 
     def _guard(self, work: Callable, *arguments) -> None:
         try:

@@ -11,7 +11,8 @@ import yaml
 from runners.embedded.postgres import PostgresServer
 from runners.embedded.traffic import Traffic
 from schemas.batches import Lane
-from schemas.positions import START
+from schemas.positions import START, own_lsn
+from tests.edited_stores import EditedStore
 from tests.faults.harness import (
     CAMPUS,
     QUICK,
@@ -32,6 +33,11 @@ NETWORK = Network(1, 0.1, 0.1, 4)
 VITAL = (
     "INSERT INTO his.vital_sign (vital_id, mrn, pulse, measured_at)"
     " SELECT g, 'P' || g %% 50, 70, now() FROM generate_series(%s::int, %s::int) g"
+)
+
+PATIENTS = (
+    "INSERT INTO his.patient (pid, mrn, name, phone, updated_at)"
+    " SELECT g, 'P' || g, 'old', '13800000000', now() FROM generate_series(1, 2) g"
 )
 
 
@@ -63,7 +69,7 @@ def first_run(site: Site, rows: int = 1000) -> None:
 
 def drain_and_acknowledge(site: Site) -> None:
     """Returns when the source, too, has been told that all of now is in the store."""
-    end = site.log_end()
+    end = own_lsn(site.log_end())
     site.drain()
     until(lambda: slot_of(site).confirmed_lsn >= end, 10, "the slot's advance")
 
@@ -310,7 +316,7 @@ def refused(site: Site, caplog) -> None:
     with site.hospital() as hospital:
         hospital.execute(VITAL, [50_001, 50_002])
     until(lambda: "restored from a backup" in caplog.text, 30, "the refusal")
-    assert "campus-sync reseed" in caplog.text
+    assert "raise the source's `generation`" in caplog.text
     time.sleep(1)
     assert (site.progress(), site.captured()) == (reached, before)
     with site.store() as store:
@@ -318,20 +324,77 @@ def refused(site: Site, caplog) -> None:
         assert store.execute(query).rowcount == 0
 
 
-def test_a_source_restored_and_reseeded(site, caplog):
-    """The remedy that the refusal names makes both ends equal again."""
-    from runners.cli import main
-
+def test_a_restored_source_begins_another_log(site):
+    """The remedy that the refusal names makes both ends equal again, also where clients edit."""
     first_run(site)
+    with site.hospital() as hospital:
+        hospital.execute(PATIENTS)
+    store = site.store_servers["primary"]
+    edited = EditedStore("primary", store.dsn(f"consult{site.name}"))
+    with Link(site.settings()):
+        site.drain()
+        for number in ("1", "2"):
+            edited.update(number, table="patient", phone="13900000000")
+        assert edited.fold() == 2
+        drain_and_acknowledge(site)
     copy_of(site.source_server, "copy")
     with Link(site.settings()), site.hospital() as hospital:
         hospital.execute(VITAL, [1001, 21_000])
+        hospital.execute("UPDATE his.patient SET name = 'lost'")
+        hospital.execute("INSERT INTO his.vital_sign (vital_id, mrn, spo2) VALUES (0, 'P1', 1000)")
         site.drain()
+    assert len(site.open_letters()) == 1
     restore_source(site)
-    assert main(["reseed", f"{CAMPUS}>primary", "--config", str(site.path)]) == 0
+    site.write_config(source={"generation": 1})
     change_in_the_gap(site)
-    fill(site, "first")
+    with site.hospital() as hospital:
+        hospital.execute("UPDATE his.patient SET name = 'new' WHERE mrn = 'P1'")
+    fill(site, "new_log")
     assert tombstones(site) > 0
+    assert site.open_letters() == []
+    shown = [edited.row(number, "name", "phone", table="patient") for number in ("1", "2")]
+    assert shown == [("new", "13900000000"), ("old", "13900000000")]
+    with site.hospital() as hospital:
+        hospital.execute("UPDATE his.patient SET name = 'later'")
+    with Link(site.settings()):
+        site.drain()
+    assert edited.row("2", "name", "phone", table="patient") == ("later", "13900000000")
+    assert [reason for reason, _ in site.snapshots()] == ["first", "new_log"]
+    edited.close()
+
+
+def test_a_log_of_before_is_refused(site, caplog):
+    """A file that says less than it did names another server, or was itself restored."""
+    site.write_config(source={"generation": 2})
+    first_run(site)
+    site.write_config(source={"generation": 1})
+    with Link(site.settings()):
+        refused(site, caplog)
+
+
+def test_emergencies_that_were_lost_with_their_reader_are_not_missed(site):
+    """The routine lane has brought them; nobody would ever send their own copy again."""
+    urgent = (
+        "INSERT INTO lis.result (result_id, mrn, loinc, item_name, val_num, unit, status,"
+        " result_at, updated_at) VALUES (gen_random_uuid(), %s, '2823-3', '钾', 7.9, 'mmol/L',"
+        " 'final', now(), now())"
+    )
+    site.write_config(limits=QUICK | {"resend_emergency_s": 600.0})
+    first_run(site)
+    with Link(site.settings()) as link, site.hospital() as hospital:
+        link.hold(Lane.EMERGENCY)
+        for number in range(3):
+            hospital.execute(urgent, [f"P{number}"])
+            until(lambda n=number: link.waiting(Lane.EMERGENCY) > n, 30, "an emergency")
+        link.lose_next(Lane.EMERGENCY)
+        link.release(Lane.EMERGENCY)
+        end = site.log_end()
+        until(lambda: site.progress().acknowledgeable_lsn >= end, 30, "the routine lane")
+        until(lambda: not link.waiting(Lane.EMERGENCY), 30, "the other two")
+    assert not site.drained(end)
+    with Link(site.settings()):
+        site.drain()
+    site.prove()
 
 
 def test_all_at_once(site):

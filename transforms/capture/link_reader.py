@@ -197,6 +197,7 @@ class LinkReader:
         """Finds where the stream goes on; fills a gap in the log by a snapshot first."""
         settings, drift = self._settings, self._drift.keys()
         published = {name: text for name, text in published.items() if name not in drift}
+        ledger.pass_delivered(store, settings.name)
         progress = ledger.read(store, settings.name)
         for applied in (progress.routine, progress.emergency):
             refuse_rewound(applied or START, state.log_end_lsn)

@@ -4,7 +4,7 @@ import dataclasses
 import enum
 
 from schemas.errors import CampusSyncError
-from schemas.positions import SEQ_END, START, Position
+from schemas.positions import NEW_LOG_REMEDY, SEQ_END, START, Position, generation_of
 
 
 class SourceRewound(CampusSyncError):
@@ -15,6 +15,7 @@ class Reason(enum.StrEnum):
     """Why a snapshot is taken; kept in `sync.snapshot`."""
 
     FIRST = "first"
+    NEW_LOG = "new_log"
     SLOT_MISSING = "slot_missing"
     SLOT_INVALIDATED = "slot_invalidated"
     LEDGER_BEHIND = "ledger_behind"
@@ -70,8 +71,7 @@ def refuse_rewound(applied: Position, log_end_lsn: int) -> None:
     if applied.lsn > log_end_lsn:
         raise SourceRewound(
             "the ledger is ahead of the source's log: the source was restored from a backup or "
-            "replaced. Stop the link, empty its rows and ledger in the store "
-            "(`campus-sync reseed`), then start it again."
+            f"replaced. {NEW_LOG_REMEDY}"
         )
 
 
@@ -86,6 +86,8 @@ def snapshot_reason(known: Known) -> Reason | None:
         refuse_rewound(known.ledger, known.log_end_lsn)
     if known.ledger is None or known.ledger == START:
         return Reason.FIRST
+    if generation_of(known.ledger.lsn) != generation_of(known.log_end_lsn):
+        return Reason.NEW_LOG
     if known.interrupted:
         return Reason.INTERRUPTED
     if not known.slot_exists:

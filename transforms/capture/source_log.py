@@ -151,7 +151,22 @@ def source_log(
     now_us: Callable[[], int],
     monotonic: Callable[[], float],
 ) -> SourceLog:
-    """Returns the log of a link's source, by its kind; libraries are loaded as needed."""
+    """Returns the log of a link's source; its places are of the generation that is asked for."""
+    log = _own_log(settings, mapping, now_us, monotonic)
+    if not settings.generation:
+        return log
+    from transforms.capture.generations import LaterLog
+
+    return LaterLog(log, settings.generation)
+
+
+def _own_log(
+    settings: LinkSettings,
+    mapping: CampusMapping,
+    now_us: Callable[[], int],
+    monotonic: Callable[[], float],
+) -> SourceLog:
+    """Returns a source by its kind; libraries are loaded as needed."""
     match settings.source_kind:
         case "postgresql":
             from transforms.capture.postgresql_log import PostgresqlLog

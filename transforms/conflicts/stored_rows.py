@@ -41,7 +41,9 @@ def record_of_source(
 
 def source_count(campus: str, position: Position) -> int:
     """Returns the count of a source's row version."""
-    return max(1, source_dot(campus, position).counter)  # A reseeded link's rows stand at 0.
+    return max(
+        1, source_dot(campus, position).counter
+    )  # Older versions put rows of a lost log at 0.
 
 
 def record_of_row(

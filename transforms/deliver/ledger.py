@@ -9,10 +9,10 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 from schemas.batches import Lane
-from schemas.entities import TABLES
-from schemas.errors import CampusSyncError, StoreUnavailable
+from schemas.errors import StoreUnavailable
 from schemas.positions import SEQ_END, START, Position
 from schemas.receipts import Counts
+from transforms.capture.resume import Reason
 from transforms.capture.snapshot_part import Rest, SnapshotChanges
 from transforms.deliver import store_schema
 from transforms.escalations import Escalations
@@ -104,8 +104,14 @@ def read_tables(conn: psycopg.Connection, link: str) -> set[str]:
 def begin_snapshot(
     conn: psycopg.Connection, link: str, lsn: int, reason: str, rows_estimated: int | None = None
 ) -> None:
-    """Notes that the link is being read whole as of `lsn`; may be called again."""
+    """Notes that the link is being read whole as of `lsn`; may be called again.
+
+    With `Reason.NEW_LOG`, dead letters, holds and manifests of the source's log before are done
+    with.
+    """
     with conn.transaction():
+        for statement in _END_OLD_LOG if reason == Reason.NEW_LOG else ():
+            conn.execute(statement, (link,))
         conn.execute("DELETE FROM sync.snapshot_part WHERE link = %s", (link,))
         conn.execute("DELETE FROM sync.snapshot WHERE (link, lsn) = (%s, %s)", (link, lsn))
         conn.execute(
@@ -199,70 +205,13 @@ def forget_published(conn: psycopg.Connection, link: str, tables: Collection[str
     )
 
 
-class LinkRunning(CampusSyncError):
-    """The sync job is at work in the store; what only a stopped link may do was not done."""
-
-
-def reseed(connection: psycopg.Connection, link: str, campus: str) -> int:
-    """Makes a link begin anew: its next start reads the source whole, by a snapshot.
-
-    Every row of the campus becomes older than any change, so that the snapshot renews it and
-    its sweep ends it where the source has it no more. The ledger and all that counts by its
-    positions goes; dead letters and holds are closed, since the snapshot judges their rows
-    again. Emergencies stay open until a sign-off. One transaction, of the caller's if there is.
-
-    Returns:
-      How many rows of the store wait for the snapshot.
-
-    Raises:
-      LinkRunning: a session of the job is connected to the store, or holds the ledger.
-    """
-    with connection.transaction():
-        (sessions,) = connection.execute(_JOB_SESSIONS).fetchone()
-        if sessions:
-            raise LinkRunning(
-                f"link {link}: {sessions} sessions of the sync job are connected to its store. "
-                "Remedy: stop `campus-sync run`, wait until pg_stat_activity shows no "
-                "application_name campus_sync there, and try again."
-            )
-        try:
-            connection.execute(
-                "SELECT FROM sync.progress WHERE link = %s FOR UPDATE NOWAIT", (link,)
-            )
-        except psycopg.errors.LockNotAvailable:
-            raise LinkRunning(
-                f"link {link}: its ledger is in use. Remedy: stop what uses it, and try again."
-            ) from None
-        rows = 0
-        for table in TABLES.values():
-            rows += connection.execute(
-                f"UPDATE consult.{table.name} SET src_lsn = 0, src_seq = 0 WHERE campus = %s",
-                (campus,),
-            ).rowcount
-        # A later opening or sign-off has a position of the new log, whatever that is.
-        connection.execute(
-            "UPDATE sync.escalation SET lsn = 0, seq = 0 WHERE campus = %s", (campus,)
-        )
-        for statement in _FORGET:
-            connection.execute(statement, (link,))
-    return rows
-
-
-# The names that `connect` gives; other verbs look under names of their own.
-_JOB_SESSIONS = """\
-SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
-    AND application_name = 'campus_sync' AND pid <> pg_backend_pid()"""
-_FORGET = (
-    "DELETE FROM sync.progress WHERE link = %s",
-    "DELETE FROM sync.island WHERE link = %s",
-    "DELETE FROM sync.sweep WHERE link = %s",
-    "DELETE FROM sync.published WHERE link = %s",
-    "DELETE FROM sync.snapshot WHERE link = %s",
-    "DELETE FROM sync.snapshot_part WHERE link = %s",
-    "DELETE FROM sync.manifest WHERE link = %s",
+# The snapshot judges all rows again, and what a new log does not have is neither to be replayed
+# nor to be missed.
+_END_OLD_LOG = (
     "UPDATE sync.dead_letter SET state = 'replayed', replayed_at = clock_timestamp()"
     " WHERE link = %s AND state = 'open'",
     "UPDATE sync.hold SET state = 'resolved' WHERE link = %s AND state = 'open'",
+    "DELETE FROM sync.manifest WHERE link = %s",
 )
 _READ = "SELECT lane, lsn, seq FROM sync.progress WHERE link = %s"
 _DURABLE = """\
@@ -396,6 +345,26 @@ def save(
         _save_islands(conn, place, after.islands)
     if after.snapshot_running and lane is Lane.ROUTINE:
         conn.execute(_DONE, (link, SEQ_END, *after.position))
+
+
+def pass_delivered(conn: psycopg.Connection, link: str) -> None:
+    """Moves an emergency ledger with missing stretches to where the routine one stands.
+
+    For a reader that begins: it reads from there on, so nobody would send what the lane lost
+    before; the routine lane has brought it.
+    """
+    islands = "SELECT FROM sync.island WHERE link = %s AND lane = 'emergency'"
+    if not conn.execute(islands, (link,)).rowcount:
+        return
+    before = lock(conn, link, Lane.EMERGENCY)
+    place = (link, Lane.ROUTINE.value)
+    row = conn.execute(f"{_READ} AND lane = %s", place).fetchone()
+    if row is None or Position(*row[1:]) <= before.position:
+        conn.execute("ROLLBACK")
+        return
+    after = before.with_applied(before.position, Position(*row[1:]))
+    save(conn, link, Lane.EMERGENCY, before, after, Counts(), 0, 0, 0)
+    conn.execute("COMMIT")
 
 
 def _save_islands(conn, place: tuple[str, str], islands: Sequence[Span]) -> None:

@@ -7,7 +7,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 
 from schemas.clocks import monotonic_s
 from schemas.errors import CampusSyncError
-from schemas.positions import Position
+from schemas.positions import NEW_LOG_REMEDY, Position
 from transforms.capture.debezium.record import Record
 from transforms.capture.debezium.topic import (
     PARTITION,
@@ -199,9 +199,8 @@ class EventStream:
     def _recreated(self) -> TopicRecreated:
         return TopicRecreated(
             f"topic {self._topic} was deleted and made again, or lost its end: offset "
-            f"{getattr(self, '_next', 0)} in it is another event than before. Remedy: stop the "
-            "link, empty its rows and ledger in the store (`campus-sync reseed`), let the "
-            "connector take a new snapshot, then start the link again."
+            f"{getattr(self, '_next', 0)} in it is another event than before. {NEW_LOG_REMEDY} "
+            "Let the connector take a new snapshot before."
         )
 
 

@@ -3,8 +3,9 @@
 import typing
 
 from schemas.errors import CampusSyncError
+from schemas.positions import OWN_BITS
 
-# A place is (file number, offset, kind) in 63 bits. At one offset come first the border, which
+# A place is (file number, offset, kind) in OWN_BITS. At one offset come first the border, which
 # ends all that starts before; then snapshots, each newer than the one before though the log has
 # not grown; then the transaction that starts there.
 # 16 GiB a file: the server's own positions have 32 bits, and a long transaction exceeds them.
@@ -12,7 +13,7 @@ KIND_BITS, OFFSET_BITS = 6, 34
 FILE_SHIFT = KIND_BITS + OFFSET_BITS
 TRANSACTION = (1 << KIND_BITS) - 1
 UNITS_PER_BYTE = 1 << KIND_BITS  # Of the distance between two lsns of one file.
-FILE_NUMBER_MAX = (1 << (63 - FILE_SHIFT)) - 1
+FILE_NUMBER_MAX = (1 << (OWN_BITS - FILE_SHIFT)) - 1
 FIRST_OFFSET = 4  # Before it stands the file's magic number.
 
 

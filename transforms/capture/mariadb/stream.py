@@ -8,7 +8,7 @@ import pymysql
 from schemas.batches import RawChanges
 from schemas.clocks import monotonic_s
 from schemas.errors import CampusSyncError, SourceUnavailable
-from schemas.positions import Position
+from schemas.positions import NEW_LOG_REMEDY, Position
 from transforms.capture.mariadb.anchor import Anchor, gtids_before
 from transforms.capture.mariadb.check import require_readable
 from transforms.capture.mariadb.decode import BinlogDecoder
@@ -250,8 +250,7 @@ def require_reachable(found: LogState, start: Position) -> None:
         raise SourceRewound(
             f"the log of source {found.server.place} ends before "
             f"{describe(start.lsn, found.base)}: it was begun anew (RESET MASTER), restored from "
-            "a backup, or the server replaced. Stop the link, empty its rows and ledger in the "
-            "store (`campus-sync reseed`), then start it again."
+            f"a backup, or the server replaced. {NEW_LOG_REMEDY}"
         )
     if not found.keeps(start.lsn):
         raise LogPurged(

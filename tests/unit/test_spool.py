@@ -1,5 +1,6 @@
 """A spool's bounds: memory, then disk, then nothing more."""
 
+import errno
 import os
 
 import pytest
@@ -54,6 +55,48 @@ def test_it_has_room_again_once_something_is_acknowledged(spool):
     spool.append(BATCHES[last + 1])
     assert spool.memory_bytes
     assert spool.take() == BATCHES[last + 1]
+
+
+@pytest.mark.parametrize("refusal", [errno.ENOSPC, errno.EIO])
+def test_a_disk_that_takes_no_more_makes_it_full_and_loses_nothing(
+    spool, monkeypatch, caplog, refusal
+):
+    """Reading waits, told with its remedy; once the store has taken some, the disk is tried."""
+    size, free = BATCHES[0].nbytes, [2.5 * BATCHES[0].nbytes]
+
+    def pwrite(descriptor, data, offset, write=os.pwrite):
+        if not free[0]:
+            raise OSError(refusal, os.strerror(refusal))
+        written = write(descriptor, data[: int(min(free[0], len(data)))], offset)
+        free[0] -= written
+        return written
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    kept = []
+    for batch in BATCHES:
+        if spool.full:
+            break
+        spool.append(batch)
+        kept.append(batch)
+    assert spool.full and 4 < len(kept) < 9
+    assert spool.memory_bytes <= 5.5 * size
+    spool.append(BATCHES[len(kept)])  # What was being read meanwhile.
+    kept.append(BATCHES[len(kept)])
+    assert "make room there" in caplog.text and len(caplog.records) == 1
+    assert [spool.take() for _ in kept] == kept
+    patient = BATCHES[0].tables["lab_result"]["patient_id"][0].as_py()
+    pinned = spool.pin()
+    found = spool.rows_of(pinned, {patient})["lab_result"]
+    spool.unpin(pinned)
+    assert sum(rows.num_rows for rows in found)
+    free[0] = 1 << 30
+    spool.acknowledge(kept[-1].end)
+    assert not spool.full and spool.memory_bytes == spool.disk_bytes == 0
+    for batch in BATCHES[len(kept) :]:
+        if spool.full:
+            break
+        spool.append(batch)
+    assert spool.disk_bytes >= 6 * size
 
 
 def test_a_patients_rows_are_found_though_they_are_acknowledged_meanwhile(spool, monkeypatch):

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import logging
 import os
 import pathlib
 import tempfile
@@ -16,6 +17,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from schemas.batches import ChangeBatch
 from schemas.entities import TABLES
 from schemas.positions import Position
+
+_LOGGER = logging.getLogger(__name__)
 
 _SEGMENT_BYTES = 64 << 20  # One file of the spool; deleted whole once its batches are applied.
 
@@ -67,7 +70,8 @@ class Spool:
     """A first-in first-out run of change batches that can be read again until acknowledged.
 
     Memory is bounded by `memory_bytes`, then `disk_bytes` of AES-256-GCM ciphertext in
-    unlinked files follow. Everything in it is still in the source's log (a slot moves only
+    unlinked files follow. A disk that takes no more (full, broken) makes it full: reading waits,
+    and nothing is lost. Everything in it is still in the source's log (a slot moves only
     to the ledger), so it is dropped, not recovered, when the process dies.
 
     Not thread-safe: the caller holds one lock around it.
@@ -100,12 +104,13 @@ class Spool:
         self.pending_rows = 0
         self.memory_bytes = 0
         self.disk_bytes = 0
+        self._disk_refuses = False
 
     @property
     def full(self) -> bool:
         """Whether the reader must stop until something is acknowledged."""
         # Disk is used only once memory was full, which hardly ever is so to the byte.
-        return self.disk_bytes >= self._disk_max
+        return self._disk_refuses or self.disk_bytes >= self._disk_max
 
     @property
     def pending(self) -> int:
@@ -122,8 +127,8 @@ class Spool:
         entry = _Entry(batch.begin, batch.end, batch.rows, batch.nbytes, batch)
         behind_disk = bool(self._entries) and self._entries[-1].batch is None
         if behind_disk or self.memory_bytes + entry.nbytes > self._memory_max:
-            self._spill(entry)
-        else:
+            self._try_to_spill(entry)
+        if entry.segment is None:
             self.memory_bytes += entry.nbytes
         self._entries.append(entry)
         self.pending_rows += entry.rows
@@ -153,6 +158,8 @@ class Spool:
                 self.pending_rows -= entry.rows
             rows += entry.rows
             self._release(entry)
+        if self._disk_refuses and self.memory_bytes <= self._memory_max / 2:
+            self._disk_refuses = False  # Tried again, once memory is full again.
         return rows
 
     def rewind(self) -> None:
@@ -204,17 +211,29 @@ class Spool:
             self._segment.close()
             self._segment = None
 
+    def _try_to_spill(self, entry: _Entry) -> None:
+        """Puts a batch on disk, or leaves it in memory where the disk does not take it."""
+        try:
+            self._spill(entry)
+        except OSError as error:
+            if not self._disk_refuses:
+                _LOGGER.warning(
+                    "spool in %s: %s; reading waits until the store has taken what is in memory. "
+                    "Remedy: make room there, or set TMPDIR to a larger disk.",
+                    self._directory,
+                    os.strerror(error.errno or 0),
+                )
+            self._disk_refuses = True
+
     def _spill(self, entry: _Entry) -> None:
         if self._segment is None or self._segment.size >= _SEGMENT_BYTES:
             self._retire(self._segment)
             self._segment = _Segment(self._directory)
-        entry.patients = _patients_of(entry.batch)
         entry.nonce = self._random_bytes(12)
         sealed = self._cipher.encrypt(entry.nonce, self._encode(entry.batch), None)
-        entry.segment = self._segment
-        entry.length = len(sealed)
-        entry.offset = self._segment.append(sealed)
-        entry.batch = None
+        entry.offset, entry.length = self._segment.append(sealed), len(sealed)
+        entry.patients = _patients_of(entry.batch)
+        entry.segment, entry.batch = self._segment, None
         self.disk_bytes += entry.length
 
     def _load(self, entry: _Entry) -> ChangeBatch:

@@ -15,7 +15,7 @@ import pymysql
 
 from runners.embedded.binaries import Account, ServerError, server_account
 from runners.embedded.mariadb_programs import MariaDbPrograms, programs
-from runners.embedded.process_tree import ProcessId, identify, kill_tree, wait_gone
+from runners.embedded.process_tree import ProcessId, freeze, identify, kill_tree, wait_gone
 from runners.embedded.progress import Progress, show_progress
 from runners.embedded.server import HOST, EmbeddedServer, nbytes
 from runners.processes import spawn
@@ -205,7 +205,7 @@ class MariaDbServer(EmbeddedServer):
     def freeze(self) -> None:
         """Stops the server where it stands (SIGSTOP): connections hang, none breaks."""
         if process := self.process:
-            self._send(process, signal.SIGSTOP)
+            freeze(process)
 
     def thaw(self) -> None:
         """Lets a frozen server go on."""

@@ -15,6 +15,7 @@ from runners.embedded.binaries import Account, ServerError, programs, server_acc
 from runners.embedded.process_tree import (
     ProcessId,
     children_of,
+    freeze,
     identify,
     kill_tree,
     wait_gone,
@@ -160,7 +161,10 @@ class PostgresServer(EmbeddedServer):
 
     def freeze(self) -> None:
         """Stops every process where it stands (SIGSTOP): connections hang, none breaks."""
-        self._signal_all(signal.SIGSTOP)
+        if process := self.process:
+            freeze(process)  # First, so that it starts no other.
+            for child in children_of(process.pid):
+                freeze(child)
 
     def thaw(self) -> None:
         """Lets a frozen server go on."""

@@ -64,6 +64,26 @@ def send(process: ProcessId, number: signal.Signals) -> bool:
     return False
 
 
+def freeze(process: ProcessId) -> None:
+    """Stops a process (SIGSTOP) and returns when none of its threads runs any more.
+
+    The signal alone is no more than a wish: a thread that runs goes on until it is interrupted.
+    """
+    if not send(process, signal.SIGSTOP):
+        return
+    while process.alive and any(state not in "TtZX" for state in _thread_states(process.pid)):
+        time.sleep(_POLL_S)
+
+
+def _thread_states(pid: int) -> list[str]:
+    states = []
+    with contextlib.suppress(OSError):
+        for task in (_PROC / str(pid) / "task").iterdir():
+            with contextlib.suppress(OSError):
+                states.append((task / "stat").read_text().rpartition(")")[2].split()[0])
+    return states
+
+
 def kill_tree(process: ProcessId) -> None:
     """Kills a process and its children with SIGKILL and returns when all are gone.
 

@@ -16,11 +16,12 @@ from schemas.mappings import load_mapping
 from schemas.positions import SEQ_END, START, Position
 from transforms.capture.express import ExpressReading
 from transforms.capture.interpret import Interpreter
+from transforms.capture.log_of_link import log_of
 from transforms.capture.postgresql.slots import SlotState
 from transforms.capture.resume import Known, can_resume, refuse_rewound, snapshot_reason
 from transforms.capture.shared_log import SharedLog, Stretch, shared_log
 from transforms.capture.snapshot_reading import SnapshotReading
-from transforms.capture.source_log import GapFound, LogStream, source_log
+from transforms.capture.source_log import GapFound, LogStream
 from transforms.capture.two_lanes import TwoLanes
 from transforms.capture.warm_up import warm_up
 from transforms.deliver import drift_notes, ledger
@@ -76,7 +77,7 @@ class LinkReader:
         self._ledger = ledger.Progress(None, None)
         self._interpreter: Interpreter | None = None
         self._mapping = load_mapping(settings.mapping)
-        self._log = source_log(settings, self._mapping, now_us, monotonic)
+        self._log = log_of(settings, self._mapping, now_us, monotonic)
         has_parents = any(table.parent for table in self._mapping.tables.values())
         self._asking = StoreConnection(settings.store_dsn)
         parents = StoreParents(self._asking, settings.source, self._mapping)

@@ -2,12 +2,10 @@
 
 import contextlib
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from schemas.batches import RawChanges
 from schemas.errors import CampusSyncError
-from schemas.links import LinkSettings
-from schemas.mappings import CampusMapping
 from schemas.positions import Position
 from transforms.capture.postgresql.slots import SlotState
 from transforms.capture.snapshot_part import WHOLE, Rest
@@ -143,41 +141,3 @@ class SourceLog(typing.Protocol):
     def open(self, start: Position, acknowledged_lsn: int) -> LogStream:
         """Opens the changes behind `start`; those before `acknowledged_lsn` are all applied."""
         ...
-
-
-def source_log(
-    settings: LinkSettings,
-    mapping: CampusMapping,
-    now_us: Callable[[], int],
-    monotonic: Callable[[], float],
-) -> SourceLog:
-    """Returns the log of a link's source; its places are of the generation that is asked for."""
-    log = _own_log(settings, mapping, now_us, monotonic)
-    if not settings.generation:
-        return log
-    from transforms.capture.generations import LaterLog
-
-    return LaterLog(log, settings.generation)
-
-
-def _own_log(
-    settings: LinkSettings,
-    mapping: CampusMapping,
-    now_us: Callable[[], int],
-    monotonic: Callable[[], float],
-) -> SourceLog:
-    """Returns a source by its kind; libraries are loaded as needed."""
-    match settings.source_kind:
-        case "postgresql":
-            from transforms.capture.postgresql_log import PostgresqlLog
-
-            return PostgresqlLog(settings, mapping, monotonic)
-        case "mariadb":
-            from transforms.capture.mariadb_log import MariadbLog
-
-            return MariadbLog(settings, mapping, now_us, monotonic)
-        case "debezium":
-            from transforms.capture.debezium_log import DebeziumLog
-
-            return DebeziumLog(settings, mapping, now_us, monotonic)
-    raise ValueError(f"source kind {settings.source_kind}")

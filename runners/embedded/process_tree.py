@@ -79,8 +79,8 @@ def _thread_states(pid: int) -> list[str]:
     states = []
     with contextlib.suppress(OSError):
         for task in (_PROC / str(pid) / "task").iterdir():
-            with contextlib.suppress(OSError):
-                states.append((task / "stat").read_text().rpartition(")")[2].split()[0])
+            if fields := _fields(task):
+                states.append(fields[0])
     return states
 
 
@@ -108,9 +108,13 @@ def wait_gone(processes: collections.abc.Sequence[ProcessId], timeout_s: float) 
 
 
 def _stat(pid: int) -> list[str] | None:
-    """The fields of /proc/<pid>/stat after the command's name (which may hold anything)."""
+    return _fields(_PROC / str(pid))
+
+
+def _fields(task: pathlib.Path) -> list[str] | None:
+    """The fields of a task's `stat` after the command's name (which may hold anything)."""
     try:
-        return (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+        return (task / "stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None
 

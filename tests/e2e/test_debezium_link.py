@@ -7,7 +7,7 @@ from confluent_kafka import Producer, TopicPartition
 
 from pipelines.replay import Became, letters, replay
 from runners.embedded.kafka import KafkaServer
-from schemas.positions import generation_of, own_lsn
+from schemas.positions import SEQ_END, Position, own_position
 from tests.debezium_events import load as recorded
 from tests.faults.harness import Link, Network, until
 from tests.one_link import OneLink
@@ -83,7 +83,7 @@ class Campus(OneLink):
     def reached(self) -> int:
         query = "SELECT lsn FROM sync.progress WHERE lane = 'routine'"
         lsn = next((row[0] for row in self.ask(query)), 0)
-        return own_lsn(lsn) if generation_of(lsn) == self.config.sources["west"].generation else 0
+        return own_position(self.config.sources["west"].generation, Position(lsn, SEQ_END)).lsn
 
     def follow(self, offset: int, network: Network | None = None) -> None:
         """Runs the link until everything before `offset` is applied."""

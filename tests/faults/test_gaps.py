@@ -23,6 +23,7 @@ from tests.faults.harness import (
     seed_of_this_run,
     until,
 )
+from tests.set_sites import RESULT
 from transforms.capture.postgresql import slots
 from transforms.deliver import store_schema
 
@@ -374,17 +375,12 @@ def test_a_log_of_before_is_refused(site, caplog):
 
 def test_emergencies_that_were_lost_with_their_reader_are_not_missed(site):
     """The routine lane has brought them; nobody would ever send their own copy again."""
-    urgent = (
-        "INSERT INTO lis.result (result_id, mrn, loinc, item_name, val_num, unit, status,"
-        " result_at, updated_at) VALUES (gen_random_uuid(), %s, '2823-3', '钾', 7.9, 'mmol/L',"
-        " 'final', now(), now())"
-    )
     site.write_config(limits=QUICK | {"resend_emergency_s": 600.0})
     first_run(site)
     with Link(site.settings()) as link, site.hospital() as hospital:
         link.hold(Lane.EMERGENCY)
         for number in range(3):
-            hospital.execute(urgent, [f"P{number}"])
+            hospital.execute(RESULT, (f"P{number}", "钾", "7.9"))
             until(lambda n=number: link.waiting(Lane.EMERGENCY) > n, 30, "an emergency")
         link.lose_next(Lane.EMERGENCY)
         link.release(Lane.EMERGENCY)

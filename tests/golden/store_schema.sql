@@ -905,7 +905,7 @@ DECLARE
     given record;
 BEGIN
     SELECT s.name || '.' || sync.incarnation_of(d.oid, s.salt) AS actor, s.distrusted,
-        s.clock_offset_us, p.editable, p.created, p.archived_column, p.archived_values, p.roles,
+        s.clock_offset_us, p.editable, p.archived_column, p.archived_values, p.roles,
         coalesce(nullif(current_setting('campus_sync.lane', true), ''), 'routine') AS lane,
         coalesce(current_setting('campus_sync.role', true), '') AS role,
         coalesce(nullif(current_setting('campus_sync.editor', true), ''), session_user) AS editor,

@@ -28,13 +28,19 @@ def spool(tmp_path):
     made.close()
 
 
-def test_it_is_full_when_its_disk_is_and_never_much_beyond(spool):
+def fill(spool: Spool, batches: list) -> list:
+    """Appends batches until the spool is full; returns those that it took."""
     kept = []
-    for batch in BATCHES:
+    for batch in batches:
         if spool.full:
             break
         spool.append(batch)
         kept.append(batch)
+    return kept
+
+
+def test_it_is_full_when_its_disk_is_and_never_much_beyond(spool):
+    kept = fill(spool, BATCHES)
     size = BATCHES[0].nbytes
     assert 4 < len(kept) < len(BATCHES)
     assert spool.memory_bytes <= 4 * size + size // 2
@@ -44,10 +50,7 @@ def test_it_is_full_when_its_disk_is_and_never_much_beyond(spool):
 
 
 def test_it_has_room_again_once_something_is_acknowledged(spool):
-    for batch in BATCHES:
-        if spool.full:
-            break
-        spool.append(batch)
+    fill(spool, BATCHES)
     last = spool.held_rows // 100 - 1
     spool.acknowledge(BATCHES[last].end)
     assert not spool.full
@@ -72,12 +75,7 @@ def test_a_disk_that_takes_no_more_makes_it_full_and_loses_nothing(
         return written
 
     monkeypatch.setattr(os, "pwrite", pwrite)
-    kept = []
-    for batch in BATCHES:
-        if spool.full:
-            break
-        spool.append(batch)
-        kept.append(batch)
+    kept = fill(spool, BATCHES)
     assert spool.full and 4 < len(kept) < 9
     assert spool.memory_bytes <= 5.5 * size
     spool.append(BATCHES[len(kept)])  # What was being read meanwhile.
@@ -92,10 +90,7 @@ def test_a_disk_that_takes_no_more_makes_it_full_and_loses_nothing(
     free[0] = 1 << 30
     spool.acknowledge(kept[-1].end)
     assert not spool.full and spool.memory_bytes == spool.disk_bytes == 0
-    for batch in BATCHES[len(kept) :]:
-        if spool.full:
-            break
-        spool.append(batch)
+    fill(spool, BATCHES[len(kept) :])
     assert spool.disk_bytes >= 6 * size
 
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from schemas.batches import RawChanges
-from schemas.positions import Position, generation_of, lsn_in, own_lsn, own_position
+from schemas.positions import SEQ_END, Position, generation_of, lsn_in, own_position
 from transforms.capture.postgresql.slots import SlotState
 from transforms.capture.snapshot_part import WHOLE, Rest
 from transforms.capture.source_log import LogStream, Reading, SnapshotPoint, SourceLog
@@ -36,7 +36,7 @@ class LaterLog:
         self.sweeps_all, self.resumes = log.sweeps_all, log.resumes
 
     def _own_lsn(self, lsn: int) -> int:
-        return own_lsn(lsn) if generation_of(lsn) == self._generation else 0
+        return own_position(self._generation, Position(lsn, SEQ_END)).lsn
 
     def require_covered(self) -> dict[str, str]:
         return self._log.require_covered()
@@ -63,7 +63,7 @@ class LaterLog:
 
     @contextlib.contextmanager
     def view(self, lsn: int) -> Iterator[_Point]:
-        with self._log.view(own_lsn(lsn)) as point:
+        with self._log.view(self._own_lsn(lsn)) as point:
             yield self._point(point)
 
     def _point(self, point: SnapshotPoint) -> _Point:

@@ -14,31 +14,24 @@ def log_of(
     now_us: Callable[[], int],
     monotonic: Callable[[], float],
 ) -> SourceLog:
-    """Returns the log of a link's source; its places are of the generation that is asked for."""
-    log = _own_log(settings, mapping, now_us, monotonic)
-    if not settings.generation:
-        return log
-    return LaterLog(log, settings.generation)
+    """Returns the log of a link's source, its places of the generation that is asked for.
 
-
-def _own_log(
-    settings: LinkSettings,
-    mapping: CampusMapping,
-    now_us: Callable[[], int],
-    monotonic: Callable[[], float],
-) -> SourceLog:
-    """Returns a source by its kind; libraries are loaded as needed."""
+    Libraries are loaded as the kind needs them.
+    """
+    log: SourceLog
     match settings.source_kind:
         case "postgresql":
             from transforms.capture.postgresql_log import PostgresqlLog
 
-            return PostgresqlLog(settings, mapping, monotonic)
+            log = PostgresqlLog(settings, mapping, monotonic)
         case "mariadb":
             from transforms.capture.mariadb_log import MariadbLog
 
-            return MariadbLog(settings, mapping, now_us, monotonic)
+            log = MariadbLog(settings, mapping, now_us, monotonic)
         case "debezium":
             from transforms.capture.debezium_log import DebeziumLog
 
-            return DebeziumLog(settings, mapping, now_us, monotonic)
-    raise ValueError(f"source kind {settings.source_kind}")
+            log = DebeziumLog(settings, mapping, now_us, monotonic)
+        case kind:
+            raise ValueError(f"source kind {kind}")
+    return LaterLog(log, settings.generation) if settings.generation else log

@@ -353,16 +353,14 @@ def pass_delivered(conn: psycopg.Connection, link: str) -> None:
     For a reader that begins: it reads from there on, so nobody would send what the lane lost
     before; the routine lane has brought it.
     """
-    islands = "SELECT FROM sync.island WHERE link = %s AND lane = 'emergency'"
-    if not conn.execute(islands, (link,)).rowcount:
+    if not look(conn, link, Lane.EMERGENCY).islands:
         return
     before = lock(conn, link, Lane.EMERGENCY)
-    place = (link, Lane.ROUTINE.value)
-    row = conn.execute(f"{_READ} AND lane = %s", place).fetchone()
-    if row is None or Position(*row[1:]) <= before.position:
+    delivered = look(conn, link, Lane.ROUTINE).position
+    if delivered <= before.position:
         conn.execute("ROLLBACK")
         return
-    after = before.with_applied(before.position, Position(*row[1:]))
+    after = before.with_applied(before.position, delivered)
     save(conn, link, Lane.EMERGENCY, before, after, Counts(), 0, 0, 0)
     conn.execute("COMMIT")
 

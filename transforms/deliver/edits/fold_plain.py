@@ -73,15 +73,15 @@ WITH alone AS MATERIALIZED (
     -- The newest stamp of the record, or a clock is wrong and the row shows another's.
     WHERE a.counter = coalesce((b.seen ->> a.actor)::bigint, 0) + 1
         AND (a.kind = 'new' OR a.hlc > (a.before ->> 'hlc')::bigint)
-), created AS (
-    SELECT b.*, b.stamp || jsonb_build_object('wrote', jsonb_build_object({created})) AS edit
-    FROM based b WHERE b.kind = 'new'
 )
 INSERT INTO pg_temp.campus_sync_folded
-SELECT c.id, c.record_id, c.table_name, c.campus, c.held_table,
-    jsonb_build_object(c.actor, c.counter), n.edits, n.edits, c.hlc, c.lane = '{emergency}',
+SELECT b.id, b.record_id, b.table_name, b.campus, b.held_table,
+    jsonb_build_object(b.actor, b.counter), n.edits, n.edits, b.hlc, b.lane = '{emergency}',
     NULL, NULL
-FROM created c CROSS JOIN LATERAL (SELECT jsonb_build_array(c.edit) AS edits OFFSET 0) AS n
+FROM based b
+CROSS JOIN LATERAL (SELECT jsonb_build_array(b.stamp
+    || jsonb_build_object('wrote', jsonb_build_object({created}))) AS edits OFFSET 0) AS n
+WHERE b.kind = 'new'
 UNION ALL
 SELECT b.id, b.record_id, b.table_name, b.campus,
     CASE WHEN b.kind = 'source' THEN b.before ->> 'src_table' ELSE b.held_table END,

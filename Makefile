@@ -4,6 +4,8 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 # Two cores serve two test workers: servers and job wait more than they compute.
 WORKERS ?= 2
+# What hangs in spite of each test's own limit is broken off, and what failed is told.
+LIMIT ?= 60m
 
 .PHONY: demo test check bench lint clean
 
@@ -11,7 +13,8 @@ demo: $(VENV)/.ready
 	$(BIN)/campus-sync demo --report-dir report
 
 test: $(VENV)/.ready lint
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+	timeout --foreground --signal=INT --kill-after=60 $(LIMIT) \
+		$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 check: test
 

@@ -43,6 +43,7 @@ setup(
             "hypothesis>=6.130,<7",
             "pytest>=8.4,<10",
             "pytest-benchmark>=5.1,<6",
+            "pytest-timeout>=2.4,<3",  # A test that hangs fails, and says where it hung.
             "pytest-xdist>=3.7,<4",
             "ruff>=0.12,<1",
             "setuptools>=77,<83",  # Builds the wheel that test_packaging looks into.

@@ -86,3 +86,15 @@ def test_nothing_names_a_registry_or_a_place_of_one_machine():
 
 def test_python_is_the_one_supported():
     assert sys.version_info[:2] == (3, 11)
+
+
+def test_what_starves_each_other_runs_in_one_process(request):
+    """Another pytest than setup.py names lets pytest-xdist forget its groups without a word."""
+    if not getattr(request.config.option, "loadgroup", False):
+        return  # All tests are in this process.
+    apart = [
+        item.nodeid
+        for item in request.session.items
+        if item.get_closest_marker("xdist_group") and not item.nodeid.endswith("@flink")
+    ]
+    assert apart == []

@@ -106,13 +106,17 @@ class WorkAhead:
             self._tasks.put((future, batch))
 
     def _run(self) -> None:
-        while (task := self._tasks.get()) is not None:
-            future, batch = task
-            outcome = None
-            try:
-                outcome = self._work((batch,))
-            finally:
-                if outcome is None:  # The thread ends; the caller's meets the same fault.
-                    with self._lock:
-                        self._most = 0
-                future.set_result(outcome or Outcome(None))
+        try:
+            while (task := self._tasks.get()) is not None:
+                future, batch = task
+                outcome = Outcome(None)
+                try:
+                    outcome = self._work((batch,))
+                finally:
+                    future.set_result(outcome)
+        finally:  # After a fault nothing more is done ahead; the caller's thread will meet it.
+            with self._lock:
+                self._most = 0
+            while not self._tasks.empty():
+                if task := self._tasks.get():
+                    task[0].set_result(Outcome(None))

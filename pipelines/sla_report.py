@@ -29,6 +29,7 @@ from schemas.receipts import Counts
 from schemas.reconcile_schedule import Standing, standings
 from schemas.reports import (
     SCHEMA_DRIFT,
+    SNAPSHOT_WAITS,
     AlarmCount,
     Comparison,
     Conservation,
@@ -65,7 +66,10 @@ class LinkView:
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """All links now. `unreachable` names ends as `source main` or `store primary`."""
+    """All links now. `unreachable` names ends as `source main` or `store primary`.
+
+    `incidents`: open ones of reading, which a person can end.
+    """
 
     at_us: int
     links: tuple[LinkView, ...]
@@ -74,7 +78,7 @@ class View:
     alarms: tuple[AlarmCount, ...] = ()
     tending: tuple[Tending, ...] = ()
     reconciliations: tuple[Standing, ...] = ()
-    drift: tuple[Incident, ...] = ()
+    incidents: tuple[Incident, ...] = ()
 
 
 class Observer:
@@ -136,10 +140,10 @@ class Observer:
             self._unreachable(sources, stores),
             **_named(stores),
             reconciliations=self._reconciliations(primary, now_us),
-            drift=tuple(
+            incidents=tuple(
                 one
                 for one in incidents_of(stores)
-                if one.kind == SCHEMA_DRIFT and one.state == "open"
+                if one.kind in (SCHEMA_DRIFT, SNAPSHOT_WAITS) and one.state == "open"
             ),
         )
 

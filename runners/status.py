@@ -23,7 +23,7 @@ from runners.words import (
 from schemas.batches import Lane
 from schemas.clocks import wall_clock_us
 from schemas.config import load
-from schemas.reports import LaneLag, Risk, Snapshot, State, as_plain
+from schemas.reports import SCHEMA_DRIFT, LaneLag, Risk, Snapshot, State, as_plain
 
 _EVERY_S = 1.0
 _RULES = 3  # As many as a line holds.
@@ -130,8 +130,9 @@ def _notes(view: View):
     for link in view.links:
         if link.snapshot is not None:
             yield Text(f"{link.health.link}: {_reading(link.snapshot)}", "magenta")
-    for one in view.drift:
-        yield Text(f"{one.link}: held, the others flow: {one.detail}", "red")
+    for one in view.incidents:
+        held = "held, the others flow: " if one.kind == SCHEMA_DRIFT else ""
+        yield Text(f"{one.link}: {held}{one.detail}", "red")
     for text, risk in log_warnings([link.health for link in view.links]):
         yield Text(text, "red" if risk is Risk.CRITICAL else "yellow")
     yield from _quality(view)

@@ -79,6 +79,7 @@ class CampusSync:
 
     Args:
       source, dsns: connection strings, of the stores by name; `primary` must be one.
+      mapping: a file of this folder.
     """
 
     name = "campus-sync"
@@ -89,6 +90,7 @@ class CampusSync:
         dsns: dict[str, str],
         folder: pathlib.Path,
         campus: str = "bench",
+        mapping: str = "bench_mapping.yaml",
     ):
         self.campus, self.dsns, self.folder = campus, dsns, folder
         self.slot = f"campus_sync_{campus}_primary"
@@ -102,7 +104,7 @@ class CampusSync:
         (folder / "campuses.yaml").write_text(
             "version: 1\n"
             f"sources: {{{campus}: {{kind: postgresql, dsn: '{source}',"
-            f" mapping: {HERE / 'bench_mapping.yaml'}, publication: bench}}}}\n"
+            f" mapping: {HERE / mapping}, publication: bench}}}}\n"
             f"stores: {{{', '.join(f'{n}: {{dsn: {d!r}}}' for n, d in dsns.items())}}}\n"
             "dead_letter_key: file:dead-letter.key\n"
         )

@@ -7,7 +7,9 @@ import time
 import pytest
 
 from pipelines.compare import compare
+from pipelines.sla_report import Observer
 from runners.embedded.mariadb import MariaDbServer
+from schemas.clocks import wall_clock_us
 from tests.e2e.test_mariadb_link import CAMPUS_B, Campus
 from tests.faults.harness import (
     QUICK,
@@ -47,7 +49,7 @@ FILL = (
 
 @pytest.fixture
 def site(tmp_path, make_server) -> Site:
-    source = make_server("source", settings=SOURCE_SETTINGS)
+    source = make_server("source", settings=SOURCE_SETTINGS)  # With prepared transactions.
     made = Site(tmp_path, source, {"primary": make_server("primary")}, limits=LIMITS)
     with made.hospital() as hospital:
         for statement in FILL:
@@ -71,6 +73,42 @@ def meddle(hospital, chance: random.Random) -> None:
         " FROM unnest(%s::int[]) n ON CONFLICT DO NOTHING",
     ):
         hospital.execute(statement, [numbers])
+
+
+def waiting(site: Site, state: str) -> list[str]:
+    told = "SELECT detail FROM sync.incident WHERE kind = 'snapshot_waits' AND state = %s"
+    with site.store() as store:
+        return [detail for (detail,) in store.execute(told, [state])]
+
+
+@pytest.mark.parametrize("prepared", [False, True], ids=["session", "prepared"])
+def test_a_source_that_lets_no_snapshot_begin_is_told_of(site, prepared):
+    """A new slot waits for every transaction that has written, also for one that was forgotten."""
+    with site.hospital(autocommit=False, application_name="ward") as forgotten:
+        forgotten.execute("UPDATE his.vital_sign SET pulse = 71 WHERE vital_id = 7")
+        if prepared:
+            forgotten.execute("PREPARE TRANSACTION 'forgotten'")
+        who = "a prepared one" if prepared else f"session {forgotten.info.backend_pid} (ward)"
+        for _ in range(2):
+            with Link(site.settings()):
+                until(lambda: waiting(site, "open"), 60, "the incident")
+                began = time.monotonic()
+            assert time.monotonic() - began < 20  # It ends, though the source does not answer.
+            (told,) = waiting(site, "open")
+            assert f"the snapshot waits for the transaction of {who}" in told
+            assert not slots.state(site.config.sources["main"].dsn, site.settings().slot).exists
+        with Observer(site.config) as observer:
+            view = observer.view(wall_clock_us())
+        assert [one.detail for one in view.incidents] == [told]
+        if prepared:
+            forgotten.commit()
+            with site.hospital() as hospital:
+                hospital.execute("COMMIT PREPARED 'forgotten'")
+    with Link(site.settings()):
+        until(lambda: site.snapshots() == [("first", "done")], 60, "the snapshot")
+        assert waiting(site, "open") == []
+        site.drain()
+    site.prove()
 
 
 def read(site: Site) -> int:

@@ -14,6 +14,7 @@ from schemas.errors import CampusSyncError, SourceUnavailable, StoreUnavailable,
 from schemas.links import LinkSettings
 from schemas.mappings import load_mapping
 from schemas.positions import SEQ_END, START, Position
+from schemas.reports import SNAPSHOT_WAITS
 from transforms.capture.express import ExpressReading
 from transforms.capture.interpret import Interpreter
 from transforms.capture.log_of_link import log_of
@@ -24,7 +25,7 @@ from transforms.capture.snapshot_reading import SnapshotReading
 from transforms.capture.source_log import GapFound, LogStream
 from transforms.capture.two_lanes import TwoLanes
 from transforms.capture.warm_up import warm_up
-from transforms.deliver import drift_notes, ledger
+from transforms.deliver import drift_notes, ledger, sla_store
 from transforms.escalations import Change
 from transforms.harmonise.lookups import Lookups
 from transforms.harmonise.parents_in_store import StoreConnection, StoreParents
@@ -77,7 +78,8 @@ class LinkReader:
         self._ledger = ledger.Progress(None, None)
         self._interpreter: Interpreter | None = None
         self._mapping = load_mapping(settings.mapping)
-        self._log = log_of(settings, self._mapping, now_us, monotonic)
+        self._log = log_of(settings, self._mapping, now_us, monotonic, self._source_waits)
+        self._told_of_waiting = ""
         has_parents = any(table.parent for table in self._mapping.tables.values())
         self._asking = StoreConnection(settings.store_dsn)
         parents = StoreParents(self._asking, settings.source, self._mapping)
@@ -225,6 +227,7 @@ class LinkReader:
             return
         ledger.forget_published(store, settings.name, drift)
         with opened as (point, parts):
+            sla_store.close_incident(store, settings.name, SNAPSHOT_WAITS)
             self._confirmed_lsn = point.lsn + 1
             with self._beside(Position(point.lsn, SEQ_END)) as express:
                 for raw in parts:
@@ -259,6 +262,20 @@ class LinkReader:
                 lambda: not self._lanes.urgent_full,
             ) as express:
                 yield express
+
+    def _source_waits(self, what: str) -> None:
+        """Tells what keeps a snapshot from beginning; ends the waiting with the link."""
+        self._check_abandoned()
+        if self._stopping.is_set():
+            raise SourceUnavailable("the link ended before its snapshot could begin")
+        if what == self._told_of_waiting:
+            return
+        self._told_of_waiting = what
+        name, detail = self._settings.name, f"the snapshot waits for {what}"
+        _LOGGER.warning("link %s: %s", name, detail)
+        with ledger.connect(self._settings.store_dsn) as store:
+            sla_store.close_incident(store, name, SNAPSHOT_WAITS)
+            sla_store.set_incident(store, name, SNAPSHOT_WAITS, detail)
 
     def _stream(self) -> Iterator[None]:
         """Reads the log, for others too, until it is better to follow another link."""

@@ -13,8 +13,12 @@ def log_of(
     mapping: CampusMapping,
     now_us: Callable[[], int],
     monotonic: Callable[[], float],
+    waiting: Callable[[str], None] = lambda _: None,
 ) -> SourceLog:
     """Returns the log of a link's source, its places of the generation that is asked for.
+
+    `waiting` is called each second while the source makes a snapshot's beginning wait, with
+    words for what; it may raise to give up.
 
     Libraries are loaded as the kind needs them.
     """
@@ -23,7 +27,7 @@ def log_of(
         case "postgresql":
             from transforms.capture.postgresql_log import PostgresqlLog
 
-            log = PostgresqlLog(settings, mapping, monotonic)
+            log = PostgresqlLog(settings, mapping, monotonic, waiting)
         case "mariadb":
             from transforms.capture.mariadb_log import MariadbLog
 

@@ -29,9 +29,13 @@ class PostgresqlLog:
     sweeps_all = resumes = True
 
     def __init__(
-        self, settings: LinkSettings, mapping: CampusMapping, monotonic: Callable[[], float]
+        self,
+        settings: LinkSettings,
+        mapping: CampusMapping,
+        monotonic: Callable[[], float],
+        waiting: Callable[[str], None],
     ):
-        self._settings, self._monotonic = settings, monotonic
+        self._settings, self._monotonic, self._waiting = settings, monotonic, waiting
         self._mapping = mapping
         self._keys = {name: table.id for name, table in mapping.tables.items()}
         self._whole = tuple(self._keys)
@@ -73,7 +77,7 @@ class PostgresqlLog:
     def create(self, after: Position) -> Iterator[CreatedSlot]:
         dsn, slot = self._settings.source_dsn, self._settings.slot
         slots.drop(dsn, slot)
-        with slots.create(dsn, slot) as created:
+        with slots.create(dsn, slot, self._waiting) as created:
             yield created
 
     def view(self, lsn: int) -> contextlib.AbstractContextManager[CreatedSlot]:

@@ -36,6 +36,7 @@ _STATUS_S = 2.0  # Far below any sensible wal_sender_timeout.
 _CLOSE_S = 2.0
 _SILENCE_ASK_S = 10.0  # A silent server is asked for a sign of life,
 _SILENCE_MAX_S = 30.0  # and given up.
+_WAITING_S = 1.0
 _REQUESTS_MAX = 20  # In a second; a server that goes on asks once in many.
 _KEEPALIVE = struct.Struct("!cQqB")
 _STATUS = struct.Struct("!cQQQqB")
@@ -122,6 +123,17 @@ def start_copy(connection: psycopg.Connection, command: sql.Composable) -> pq.ab
         # Such a server does not know its encoding and would end the copy at a byte that is not
         # UTF-8; the decoder refuses that row alone.
         pgconn.exec_(b"SET client_encoding = 'SQL_ASCII'")
+    return first_result(pgconn, query)
+
+
+def first_result(
+    pgconn: pq.abc.PGconn, query: bytes, waiting: Callable[[], None] = lambda: None
+) -> pq.abc.PGresult | None:
+    """Sends a query and returns its first result; calls `waiting` each second until it comes.
+
+    Raises:
+      psycopg.OperationalError: the connection is lost. What `waiting` raises.
+    """
     pgconn.send_query(query)
     poll = select.poll()
     poll.register(pgconn.socket, select.POLLIN)
@@ -130,7 +142,8 @@ def start_copy(connection: psycopg.Connection, command: sql.Composable) -> pq.ab
         pgconn.consume_input()
         if not pgconn.is_busy():
             return pgconn.get_result()
-        poll.poll()
+        if not poll.poll(_WAITING_S * 1000):
+            waiting()
 
 
 class Copied(typing.NamedTuple):

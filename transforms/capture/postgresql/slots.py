@@ -2,10 +2,10 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import psycopg
-from psycopg import sql
+from psycopg import pq, sql
 from psycopg.conninfo import conninfo_to_dict
 
 from schemas.errors import CampusSyncError, SourceUnavailable
@@ -15,6 +15,7 @@ from transforms.capture.postgresql.replication import (
     SlotInvalidated,
     SlotMissing,
     connect,
+    first_result,
     unavailable,
 )
 
@@ -111,11 +112,38 @@ def state(dsn: str, slot: str) -> SlotState:
     )
 
 
+# Whom a new slot waits for: transactions that have written, of every database of the server.
+# Times of other users' sessions are shown to members of pg_read_all_stats alone.
+_RUNNING = """
+SELECT count(*) OVER (), pid, application_name, xact_start FROM (
+  SELECT pid, coalesce(application_name, '') AS application_name, xact_start, backend_xid AS xid
+  FROM pg_stat_activity WHERE backend_xid IS NOT NULL
+  UNION ALL SELECT 0, '', prepared, transaction FROM pg_prepared_xacts) AS running
+ORDER BY age(xid) DESC LIMIT 1
+"""
+
+
+def _running(connection: psycopg.Connection) -> str:
+    """Returns in words whom a new slot waits for."""
+    row = connection.execute(_RUNNING).fetchone()
+    if row is None:
+        return "its transactions to end"
+    count, pid, application, since = row
+    who = f"session {pid} ({application})" if pid else "a prepared one"
+    when = f", since {since:%Y-%m-%d %H:%M:%S}" if since else ""
+    rest = f" and {count - 1} more" if count > 1 else ""
+    remedy = "pg_terminate_backend" if pid else "COMMIT or ROLLBACK PREPARED (pg_prepared_xacts)"
+    return f"the transaction of {who}{when}{rest} to end. Remedy: if it is forgotten, {remedy}"
+
+
 @contextlib.contextmanager
-def create(dsn: str, slot: str) -> Iterator[CreatedSlot]:
+def create(
+    dsn: str, slot: str, waiting: Callable[[str], None] = lambda _: None
+) -> Iterator[CreatedSlot]:
     """Creates the slot and exports its snapshot, which lasts as long as the context.
 
-    Waits until every transaction that runs now has ended. The slot stays when the context
+    Waits until every transaction that runs now has ended, and calls `waiting` each second with
+    words for whom; what that raises breaks the creation off. The slot stays when the context
     ends; one whose creation breaks off does not.
 
     Raises:
@@ -124,18 +152,35 @@ def create(dsn: str, slot: str) -> Iterator[CreatedSlot]:
       psycopg.errors.DuplicateObject: there is one of this name.
     """
     command = sql.SQL("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput EXPORT_SNAPSHOT")
-    with _session(dsn, replication=True) as connection:
+    with _session(dsn, replication=True) as connection, contextlib.ExitStack() as stack:
+        other = stack.enter_context(_session(dsn))  # A command on the first ends the snapshot.
+        query = command.format(sql.Identifier(slot)).as_bytes(connection)
         try:
-            row = connection.execute(command.format(sql.Identifier(slot))).fetchone()
-        except psycopg.errors.ConfigurationLimitExceeded as error:
-            raise SlotsExhausted(
-                "the source has no free replication slot: raise max_replication_slots."
-            ) from error
-        with _session(dsn) as other:  # A command on the first connection ends the snapshot.
-            (now_us,) = other.execute(
-                "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
-            ).fetchone()
-        yield CreatedSlot(slot, parse_lsn(row[1]) - 1, row[2], now_us)
+            result = first_result(connection.pgconn, query, lambda: waiting(_running(other)))
+        except BaseException:
+            connection.cancel_safe()  # It would not notice that nobody waits any more.
+            raise
+        while connection.pgconn.get_result() is not None:
+            pass
+        if result is None or result.status != pq.ExecStatus.TUPLES_OK:
+            raise _not_created(connection, result)
+        point, exported = (result.get_value(0, column).decode() for column in (1, 2))
+        (now_us,) = other.execute(
+            "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
+        ).fetchone()
+        other.close()
+        yield CreatedSlot(slot, parse_lsn(point) - 1, exported, now_us)
+
+
+def _not_created(connection: psycopg.Connection, result: pq.abc.PGresult | None) -> Exception:
+    if result is None:
+        return psycopg.OperationalError("no answer")
+    error = psycopg.errors.error_from_result(result, encoding=connection.info.encoding)
+    if isinstance(error, psycopg.errors.ConfigurationLimitExceeded):
+        return SlotsExhausted(
+            "the source has no free replication slot: raise max_replication_slots."
+        )
+    return error
 
 
 _VIEW = """

@@ -89,7 +89,8 @@ def kill_tree(process: ProcessId) -> None:
 
     The parent is stopped first, so that it cannot start another child meanwhile.
     """
-    if not send(process, signal.SIGSTOP):
+    freeze(process)
+    if not process.alive:
         return
     family = [*children_of(process.pid), process]
     for member in family:

@@ -3,6 +3,7 @@
 import argparse
 import base64
 import collections
+import concurrent.futures
 import datetime
 import json
 import random
@@ -16,6 +17,7 @@ from runners.patients import patients
 from schemas.config import load
 from schemas.errors import ConfigError
 from schemas.patient_matching import load_matching_rules
+from tests.faults.harness import until
 from tests.population import CAMPUSES, batch_of, id_no, population
 from tests.store_rows import StoreRows
 from transforms.deliver import store_schema
@@ -156,6 +158,29 @@ def test_what_a_person_decides_stays(world):
     assert world.conn.execute(ended).fetchone() == (1,)
     world.link(whole=True)
     assert world.groups() == {frozenset({a, b, c})}
+
+
+def test_a_decision_that_comes_while_it_works_is_left_for_the_next_run(world, database):
+    a, b = ("main", "M1"), ("east", "E1")
+    world.put(*a)
+    world.put(*b)
+    assert world.link().links == 1
+    world.put("main", "M2", name="某某", phone="15400000002", id_no=None)
+    asks = "SELECT FROM pg_stat_activity WHERE pid = %s AND wait_event_type = 'Lock'"
+    with (
+        psycopg.connect(database) as guard,
+        psycopg.connect(database, autocommit=True) as other,
+        concurrent.futures.ThreadPoolExecutor(1) as pool,
+    ):
+        guard.execute("LOCK TABLE sync.person_past")  # Wanted after it has read the decisions.
+        working = pool.submit(world.link)
+        pid = world.conn.info.backend_pid
+        until(lambda: other.execute(asks, [pid]).rowcount, 30, "the run's wait")
+        link_persons.put_decisions(other, [Decision("unlink", pair_of(a, b), "dr", "seen", 1)])
+        guard.rollback()
+        assert working.result(30).unlinks == 0
+    assert world.link().unlinks == 1
+    assert {frozenset({a}), frozenset({b})} < world.groups()
 
 
 def test_a_person_keeps_the_earlier_id_as_another_name(world):

@@ -234,8 +234,8 @@ class Killer:
 
     def _freeze_store(self, word: str = "") -> bool:
         server = self._site.store_servers[self._chance.choice(self._stores)]
-        server.freeze()
         try:
+            server.freeze()
             time.sleep(self._chance.uniform(0.5, 3))
             done = not word or self._job.kill_part(word)
             time.sleep(self._chance.uniform(0.5, 5))
@@ -245,8 +245,8 @@ class Killer:
 
     def _freeze_source(self) -> None:
         server = self._some_source()
-        server.freeze()
         try:
+            server.freeze()
             time.sleep(self._chance.uniform(1, 6))
         finally:
             server.thaw()

@@ -84,11 +84,12 @@ SELECT r.campus, r.patient_id FROM sync.record e
 UNION SELECT m.campus, m.patient_id FROM sync.record e
     JOIN sync.person_record m ON m.record_id = e.record_id AND m.campus = e.campus
     WHERE {edited.WHERE} AND e.table_name || '' = 'patient' ON CONFLICT DO NOTHING"""
+# One that is committed a moment later is left for the next run.
 _TOUCH_DECIDED = """\
-INSERT INTO person_changed
-SELECT campus, patient_id FROM sync.person_decision WHERE NOT applied
-UNION SELECT other_campus, other_patient_id FROM sync.person_decision WHERE NOT applied
-ON CONFLICT DO NOTHING"""
+WITH taken AS (UPDATE sync.person_decision SET applied = true WHERE NOT applied
+    RETURNING campus, patient_id, other_campus, other_patient_id)
+INSERT INTO person_changed SELECT campus, patient_id FROM taken
+UNION SELECT other_campus, other_patient_id FROM taken ON CONFLICT DO NOTHING"""
 _TOUCH_ALL = """\
 INSERT INTO person_changed
 SELECT campus, patient_id FROM consult.patient WHERE patient_id IS NOT NULL
@@ -370,7 +371,6 @@ class _Run:
         values = {"now": self._now}
         conn.execute(_CLOSE_REVIEWS, values)
         reviews = conn.execute(_REVIEW, values).rowcount
-        conn.execute("UPDATE sync.person_decision SET applied = true WHERE NOT applied")
         self._save(reached)
         return Linked(
             changed=count,

@@ -10,6 +10,7 @@ from schemas.config import Config
 from schemas.errors import reason
 from schemas.quality_rules import QualityRules
 from schemas.reports import AlarmCount
+from transforms import postgresql_sessions
 from transforms.deliver import store_schema
 from transforms.deliver.judging import check_store
 
@@ -117,9 +118,8 @@ def gather_alarms(
 
 def connect(dsn: str) -> psycopg.Connection:
     """Returns an autocommit connection for a `with`."""
-    return psycopg.connect(
+    return postgresql_sessions.connect(
         dsn,
-        autocommit=True,
         connect_timeout=_CONNECT_TIMEOUT_S,
         options="-c timezone=UTC -c jit=off",
         application_name="campus_sync_quality",

@@ -15,6 +15,7 @@ from schemas.entities import TABLES
 from schemas.errors import ConfigError, DeadLetterDamagedError, StoreUnavailable, told
 from schemas.mappings import CampusMapping, Source, load_mapping
 from schemas.positions import Position
+from transforms import postgresql_sessions
 from transforms.capture.debezium.hints import table_specs
 from transforms.capture.debezium.whole_record import is_whole, read_again
 from transforms.deliver.merging.outcomes import Outcome
@@ -428,9 +429,8 @@ def _link(config: Config, name: str) -> Link:
 
 
 def _connect(dsn: str) -> psycopg.Connection:
-    return psycopg.connect(
+    return postgresql_sessions.connect(
         dsn,
-        autocommit=True,
         connect_timeout=_CONNECT_TIMEOUT_S,
         options=_OPTIONS,
         application_name="campus_sync_letters",

@@ -44,6 +44,7 @@ from schemas.reports import (
     Tending,
 )
 from schemas.sketches import WINDOW_S, LagSketch, merge_all
+from transforms import postgresql_sessions
 
 _RECENT_US = 60_000_000
 _CONNECT_TIMEOUT_S = 3
@@ -244,9 +245,8 @@ class Observer:
         try:
             conn = self._conns.get((kind, name))
             if conn is None or conn.closed:
-                conn = self._conns[kind, name] = psycopg.connect(
+                conn = self._conns[kind, name] = postgresql_sessions.connect(
                     dsn,
-                    autocommit=True,
                     connect_timeout=_CONNECT_TIMEOUT_S,
                     options=_OPTIONS,
                     application_name="campus_sync_report",

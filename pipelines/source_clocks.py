@@ -8,6 +8,7 @@ from schemas.clocks import wall_clock_us
 from schemas.config import Source
 from schemas.errors import SourceUnavailable
 from schemas.positions import lsn_in
+from transforms import postgresql_sessions
 
 _CONNECT_TIMEOUT_S = 5
 _POSTGRESQL = """\
@@ -39,8 +40,8 @@ def log_end(source: Source) -> LogEnd:
 def _own_end(source: Source) -> LogEnd:
     if source.kind == "postgresql":
         try:
-            with psycopg.connect(
-                source.dsn, autocommit=True, connect_timeout=_CONNECT_TIMEOUT_S
+            with postgresql_sessions.connect(
+                source.dsn, connect_timeout=_CONNECT_TIMEOUT_S
             ) as connection:
                 return LogEnd(*connection.execute(_POSTGRESQL).fetchone(), 1)
         except psycopg.Error as error:

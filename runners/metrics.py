@@ -16,6 +16,7 @@ from schemas.clocks import wall_clock_us
 from schemas.config import PRIMARY, Config
 from schemas.reconcile_schedule import State as RunState
 from schemas.reports import ONE_SIDED, Pair, Risk, State
+from transforms import postgresql_sessions
 from transforms.deliver import sla_store
 
 _LOGGER = logging.getLogger(__name__)
@@ -276,9 +277,8 @@ class Recorder:
                 _LOGGER.warning("incident at %s: SQLSTATE %s", store, error.sqlstate)
 
     def _connect(self, store: str) -> psycopg.Connection:
-        return psycopg.connect(
+        return postgresql_sessions.connect(
             self._config.stores[store].dsn,
-            autocommit=True,
             connect_timeout=_CONNECT_TIMEOUT_S,
             options="-c statement_timeout=5000 -c lock_timeout=3000",
             application_name="campus_sync_recorder",

@@ -20,6 +20,7 @@ from schemas.mappings import CampusMapping, load_mapping
 from schemas.mappings import Source as SourceTable
 from schemas.positions import SEQ_END, Position, lsn_in
 from schemas.reread import Key, Span
+from transforms import postgresql_sessions
 from transforms.checksum import digest_rows
 from transforms.harmonise import Harmoniser
 from transforms.harmonise.lookups import Lookups
@@ -579,9 +580,8 @@ class MariadbSide(SourceSide):
 
 
 def _connect(dsn: str) -> psycopg.Connection:
-    return psycopg.connect(
+    return postgresql_sessions.connect(
         dsn,
-        autocommit=True,
         connect_timeout=_CONNECT_TIMEOUT_S,
         options=_OPTIONS,
         application_name="campus_sync_compare",

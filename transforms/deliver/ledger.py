@@ -12,6 +12,7 @@ from schemas.batches import Lane
 from schemas.errors import StoreUnavailable
 from schemas.positions import SEQ_END, START, Position
 from schemas.receipts import Counts
+from transforms import postgresql_sessions
 from transforms.capture.resume import Reason
 from transforms.capture.snapshot_part import Rest, SnapshotChanges
 from transforms.deliver import store_schema
@@ -48,7 +49,7 @@ def connect(dsn: str) -> psycopg.Connection:
       ConfigError: its schema is newer than this software.
     """
     waits = {} if "connect_timeout" in conninfo_to_dict(dsn) else _PATIENCE
-    conn = psycopg.connect(dsn, autocommit=True, application_name="campus_sync", **waits)
+    conn = postgresql_sessions.connect(dsn, application_name="campus_sync", **waits)
     try:
         store_schema.ensure(conn)
     except BaseException:

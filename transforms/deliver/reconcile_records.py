@@ -5,6 +5,7 @@ import datetime
 import psycopg
 
 from schemas.reconcile_schedule import Due, Job, Run, State
+from transforms import postgresql_sessions
 
 KEEP_DAYS = 400  # A year and its report.
 _CONNECT_TIMEOUT_S = 5
@@ -54,9 +55,8 @@ def connect(dsn: str) -> psycopg.Connection:
     Raises:
       psycopg.OperationalError: it cannot be reached.
     """
-    return psycopg.connect(
+    return postgresql_sessions.connect(
         dsn,
-        autocommit=True,
         connect_timeout=_CONNECT_TIMEOUT_S,
         options=_OPTIONS,
         application_name="campus_sync_reconcile",

@@ -10,6 +10,7 @@ from apache_beam.metrics import Metrics
 
 from schemas.clocks import wall_clock_us
 from schemas.reports import Health
+from transforms import postgresql_sessions
 from transforms.deliver import store_schema
 from transforms.measure_lag import LagWindow
 
@@ -216,9 +217,8 @@ class _WriteFn(beam.DoFn):
 
     def _connection(self) -> psycopg.Connection:
         if self._conn is None or self._conn.closed:
-            self._conn = psycopg.connect(
+            self._conn = postgresql_sessions.connect(
                 self._dsn,
-                autocommit=True,
                 connect_timeout=_CONNECT_TIMEOUT_S,
                 options="-c statement_timeout=5000 -c lock_timeout=3000",
                 application_name="campus_sync_sla",

@@ -12,6 +12,7 @@ from psycopg import sql
 
 from schemas.entities import TABLES
 from schemas.tables import POSTGRES_TYPES
+from transforms import postgresql_sessions
 from transforms.deliver.ledger import server_of
 from transforms.deliver.merging.outcomes import is_data
 from transforms.deliver.store_schema import SYNC_COLUMNS
@@ -113,9 +114,8 @@ class PostgresBranch(BranchSession):
 
     def _connected(self) -> psycopg.Connection:
         if self._conn is None:
-            self._conn = psycopg.connect(
+            self._conn = postgresql_sessions.connect(
                 self._dsn,
-                autocommit=True,
                 application_name=APPLICATION,
                 connect_timeout=whole_seconds(self._seconds, _CONNECT_S_MIN),
             )

@@ -13,6 +13,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from schemas.clocks import monotonic_s, wall_clock_us
 from schemas.errors import CampusSyncError, SourceUnavailable
 from schemas.positions import format_lsn
+from transforms import postgresql_sessions
 from transforms.capture.postgresql.pgoutput import POSTGRES_EPOCH_US
 
 # Stream and snapshot must write a value in the same words (trap 12), so that both are told the
@@ -92,7 +93,7 @@ def connect(dsn: str, replication: bool = False) -> psycopg.Connection:
     if replication:
         more["replication"] = "database"
     try:
-        return psycopg.connect(make_conninfo(dsn, **more), autocommit=True)
+        return postgresql_sessions.connect(make_conninfo(dsn, **more))
     except psycopg.OperationalError as error:
         raise unavailable(given, error) from error
 

@@ -16,6 +16,7 @@ from schemas.conflict_policy import ConflictRules
 from schemas.errors import CampusSyncError
 from schemas.hlc import us_of
 from schemas.siblings import record_from_json
+from transforms import postgresql_sessions
 from transforms.conflicts.join import join_records
 from transforms.deliver.edits.carry_records import Carrier
 from transforms.deliver.edits.fold_plain import fold_plain
@@ -65,9 +66,7 @@ def connect(dsn: str) -> psycopg.Connection:
     Raises:
       psycopg.OperationalError: the store cannot be reached.
     """
-    conn = psycopg.connect(
-        dsn, autocommit=True, application_name="campus_sync_exchange", **_CONNECT
-    )
+    conn = postgresql_sessions.connect(dsn, application_name="campus_sync_exchange", **_CONNECT)
     try:
         conn.execute(SESSION)
     except BaseException:

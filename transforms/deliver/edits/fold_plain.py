@@ -28,7 +28,7 @@ from schemas.tables import Table
 from schemas.versions import SOURCE_MARK
 from transforms.deliver.edits.edit_json import source_edit, values_of
 from transforms.deliver.edits.hold_records import lock_keys
-from transforms.deliver.edits.record_keys import Key, names_of, same_key
+from transforms.deliver.edits.record_keys import Key, looked_up, names_of, same_key
 from transforms.deliver.edits.row_digests import EXACT, digests_of, time_of
 from transforms.deliver.edits.stamp_records import counted, take_stamps
 
@@ -51,8 +51,7 @@ WITH alone AS MATERIALIZED (
         WHEN e.op = 'U' AND e.before -> 'version_vector' = 'null' AND e.before ->> 'src_table' <> ''
             AND (e.before ->> 'src_lsn')::bigint > 0 THEN 'source' END AS kind
     FROM unnest(%(ids)s::text[], %(tables)s::text[], %(campuses)s::text[])
-        AS k(record_id, table_name, campus)
-    JOIN sync.record r ON {record} JOIN sync.edit e ON {edit}
+        AS k(record_id, table_name, campus), {record}, {edit}
     WHERE e.actor = %(actor)s
         AND (SELECT true FROM sync.edit o WHERE {other} AND o.id <> e.id LIMIT 1) IS NULL
         AND (SELECT true FROM sync.conflict c
@@ -223,8 +222,8 @@ def _statement(table: Table, policy: TablePolicy) -> str | None:
     )
     said = _SAID.format(edit=edit, lists=lists, mark=SOURCE_MARK)
     return _PLAIN.format(
-        record=same_key("r", "k"),
-        edit=same_key("e", "k"),
+        record=looked_up("sync.record", "r", "k"),
+        edit=looked_up("sync.edit", "e", "k"),
         other=same_key("o", "e"),
         conflict=same_key("c", "e"),
         new=lists,

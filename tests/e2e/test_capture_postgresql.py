@@ -71,11 +71,19 @@ class Capture:
 
     def stream_once_free(self) -> ReplicationStream:
         """As `stream`; waits for a reader that has just been broken off."""
+        self.wait_until_free()
+        return self.stream()
+
+    def drop(self) -> None:
+        """Drops the slot, once the last reader has left."""
+        self.wait_until_free()
+        slots.drop(self.dsn, self.slot)
+
+    def wait_until_free(self) -> None:
         deadline = time.monotonic() + DEADLINE_S
         while slots.state(self.dsn, self.slot).active:
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        return self.stream()
 
     def drain(self, batches_max: int = 1 << 30) -> list[RawChanges]:
         """Reads on until what is committed now has come, or for so many batches."""
@@ -118,7 +126,7 @@ def capture(database, request):
 
     yield make
     for each in made:
-        slots.drop(database, each.slot)
+        each.drop()
 
 
 def replay(tables: dict[str, dict], batches: list[RawChanges], keys: dict) -> None:
@@ -268,7 +276,7 @@ def test_text_of_other_encodings(postgres_server, database, encoding, stored, ex
         before = link.start()
         source.execute("UPDATE t SET id = id + 2")
         after = link.drain()
-    slots.drop(dsn, link.slot)
+    link.drop()
     for batches in (before, after):
         rows = [row for row in rows_of(batches) if row["_op"] != Op.DELETE]
         assert {row["v"] for row in rows} == {"a"} | ({expected} if expected else set())
@@ -520,7 +528,7 @@ def test_the_slot_follows_what_is_acknowledged(database, capture):
         assert after.confirmed_lsn > before.confirmed_lsn
         assert after.confirmed_lsn == link.position.acknowledgeable_lsn
         assert beat.commit_us_max > 1_700_000_000_000_000
-    slots.drop(database, link.slot)
+    link.drop()
     slots.drop(database, link.slot)
     assert not slots.state(database, link.slot).exists
 

@@ -25,6 +25,7 @@ from schemas.mappings import PACKAGED, load_mapping
 from schemas.positions import SEQ_END, Position
 from schemas.reports import comparison_to_json
 from schemas.wire import seal
+from tests.faults.harness import until
 from tests.raw_changes import COMMIT_US, hospital_batch
 from transforms.capture.interpret import Interpreter
 from transforms.capture.link_reader import LinkReader
@@ -185,9 +186,15 @@ class Hospital:
         )
         assert windows.fetchall() == []
 
+    def drop_slot(self) -> None:
+        """Drops the link's slot, once its reader has left."""
+        dsn, slot = self.config.sources["main"].dsn, self.link.slot
+        until(lambda: not slots.state(dsn, slot).active, 60, "the reader's leave")
+        slots.drop(dsn, slot)
+
     def close(self) -> None:
         self.stop()
-        slots.drop(self.config.sources["main"].dsn, self.link.slot)
+        self.drop_slot()
         self.source.close()
         self.store.close()
 
@@ -520,7 +527,7 @@ def test_a_snapshot_that_came_later_has_the_last_word(hospital):
     hospital.carry()
     hospital.stop()
     hospital.source.execute("DELETE FROM his.diagnosis")
-    slots.drop(hospital.config.sources["main"].dsn, hospital.link.slot)
+    hospital.drop_slot()
     hospital.carry()
     hospital.map(_null_when("his.diagnosis", "diagnosed_at", "diagnosed_at", "infinity"))
     assert hospital.replay() == [(Became.SUPERSEDED, "")]

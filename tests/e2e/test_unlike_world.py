@@ -268,6 +268,9 @@ def offsets(config: Config) -> list[int]:
 def test_a_difference_at_campus_c_is_found(campus_c):
     """Content that never went through the topic: the proof is of the tables, not of events."""
     config = campus_c
+    with links(config):
+        send(config)
+        drain(config)  # In a process of its own, no other test has been here.
     with at_campus_c(config) as his:
         his.execute('ALTER TABLE "HIS"."STAFF_DICT" DISABLE TRIGGER note')
         change = 'UPDATE "HIS"."STAFF_DICT" SET "NAME" = %s WHERE "EMP_NO" = %s'

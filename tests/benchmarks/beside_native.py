@@ -44,6 +44,13 @@ CHANGE = "UPDATE lab SET value = value + 1, note = note || '.' WHERE id BETWEEN 
 HERE = pathlib.Path(__file__).parent
 
 
+def execute(dsn: str, *statements: str) -> None:
+    """Executes statements one by one in one session, each a transaction."""
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        for statement in statements:
+            connection.execute(statement)
+
+
 class Native:
     """CREATE SUBSCRIPTION with its defaults; the table has the two indexes of a consult store."""
 
@@ -61,8 +68,7 @@ class Native:
         )
 
     def _run(self, statement: str) -> None:
-        with psycopg.connect(self.dsn, autocommit=True) as connection:
-            connection.execute(statement)
+        execute(self.dsn, statement)
 
     def start(self) -> None:
         self._run("ALTER SUBSCRIPTION bench ENABLE")
@@ -145,9 +151,7 @@ class Bench:
         self.execute(f"CREATE TABLE lab ({COLUMNS})", "CREATE PUBLICATION bench FOR TABLE lab")
 
     def execute(self, *statements: str) -> None:
-        with psycopg.connect(self.dsn, autocommit=True) as connection:
-            for statement in statements:
-                connection.execute(statement)
+        execute(self.dsn, *statements)
 
     def take_ids(self, count: int) -> int:
         """Returns the first of so many ids."""

@@ -20,7 +20,8 @@ import time
 import psycopg
 
 from runners.embedded.postgres import PostgresServer
-from tests.benchmarks.beside_native import SETTINGS, Bench, CampusSync, start_anew
+from tests.benchmarks.beside_native import SETTINGS, Bench, CampusSync, execute, start_anew
+from tests.faults.harness import until
 
 _STEP = 1000
 _TABLE = """CREATE TABLE patient (pid bigint PRIMARY KEY, mrn text NOT NULL, name text, sex text,
@@ -37,28 +38,16 @@ _PATIENCE_S = 600
 
 
 def _eventually(dsn: str, query: str, what: str) -> None:
-    """Returns once `query` gives true; a line is told every two seconds."""
-    deadline, told = time.monotonic() + _PATIENCE_S, time.monotonic()
+    """Returns once `query` gives true."""
+    print(f"  waiting for {what}", file=sys.stderr, flush=True)
     with psycopg.connect(dsn, autocommit=True) as connection:
-        while not connection.execute(query).fetchone()[0]:
-            if time.monotonic() > deadline:
-                raise SystemExit(f"not within {_PATIENCE_S} s: {what}")
-            if time.monotonic() - told > 2:
-                told = time.monotonic()
-                print(f"  waiting for {what}", file=sys.stderr, flush=True)
-            time.sleep(0.05)
-
-
-def _run(dsn: str, *statements: str) -> None:
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        for statement in statements:
-            connection.execute(statement)
+        until(lambda: connection.execute(query).fetchone()[0], _PATIENCE_S, what)
 
 
 def _edit_all(ours: CampusSync, rows: int) -> float:
     """Lets a client change every patient; returns the rate of what it takes until it is folded."""
     began = time.monotonic()
-    _run(ours.dsn, "SET campus_sync.role = 'attending'", _EDIT)
+    execute(ours.dsn, "SET campus_sync.role = 'attending'", _EDIT)
     _eventually(ours.dsn, "SELECT NOT EXISTS (SELECT FROM sync.edit)", "edits to be taken in")
     return rows / (time.monotonic() - began)
 
@@ -95,12 +84,12 @@ def main() -> None:
         all_there = f"SELECT count(*) = {options.rows} FROM consult.patient"
         _eventually(ours.dsn, all_there, "the first snapshot")
         ours.stop()
-        _run(ours.dsn, _ANALYSED)
+        execute(ours.dsn, _ANALYSED)
         found = {"one writer": [drained() for _ in range(options.rounds)]}
         start_anew(bench, ours)
         found["edits"] = [_edit_all(ours, options.rows)]
         ours.stop()
-        _run(ours.dsn, _ANALYSED)
+        execute(ours.dsn, _ANALYSED)
         found["several writers"] = [drained() for _ in range(options.rounds)]
         with psycopg.connect(ours.dsn) as connection:
             query = (

@@ -16,6 +16,7 @@ import pytest
 from schemas.batches import Op, RawChanges
 from schemas.errors import SourceUnavailable
 from schemas.positions import SEQ_END, Position
+from tests.faults.harness import drop_slot, wait_until_free
 from tests.raw_changes import rows_of, short
 from transforms.capture.postgresql import slots
 from transforms.capture.postgresql.pgoutput import PgOutputDecoder
@@ -71,19 +72,12 @@ class Capture:
 
     def stream_once_free(self) -> ReplicationStream:
         """As `stream`; waits for a reader that has just been broken off."""
-        self.wait_until_free()
+        wait_until_free(self.dsn, self.slot, DEADLINE_S)
         return self.stream()
 
     def drop(self) -> None:
         """Drops the slot, once the last reader has left."""
-        self.wait_until_free()
-        slots.drop(self.dsn, self.slot)
-
-    def wait_until_free(self) -> None:
-        deadline = time.monotonic() + DEADLINE_S
-        while slots.state(self.dsn, self.slot).active:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        drop_slot(self.dsn, self.slot, DEADLINE_S)
 
     def drain(self, batches_max: int = 1 << 30) -> list[RawChanges]:
         """Reads on until what is committed now has come, or for so many batches."""

@@ -25,11 +25,10 @@ from schemas.mappings import PACKAGED, load_mapping
 from schemas.positions import SEQ_END, Position
 from schemas.reports import comparison_to_json
 from schemas.wire import seal
-from tests.faults.harness import until
+from tests.faults.harness import drop_slot
 from tests.raw_changes import COMMIT_US, hospital_batch
 from transforms.capture.interpret import Interpreter
 from transforms.capture.link_reader import LinkReader
-from transforms.capture.postgresql import slots
 from transforms.capture.prepare import Preparer
 from transforms.deliver import ledger
 from transforms.deliver.store import Store
@@ -188,9 +187,7 @@ class Hospital:
 
     def drop_slot(self) -> None:
         """Drops the link's slot, once its reader has left."""
-        dsn, slot = self.config.sources["main"].dsn, self.link.slot
-        until(lambda: not slots.state(dsn, slot).active, 60, "the reader's leave")
-        slots.drop(dsn, slot)
+        drop_slot(self.config.sources["main"].dsn, self.link.slot, 60)
 
     def close(self) -> None:
         self.stop()

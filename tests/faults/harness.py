@@ -26,6 +26,7 @@ from schemas.links import LinkSettings
 from schemas.positions import Position, lsn_in
 from schemas.reports import Comparison
 from transforms.capture.link_reader import LinkReader, live_reader
+from transforms.capture.postgresql import slots
 from transforms.deliver.store import Store
 from transforms.seal_dead_letters import Sealer, make_key
 
@@ -45,6 +46,11 @@ SOURCE_SETTINGS = {
     "wal_sender_timeout": "10s",
     "max_wal_size": "512MB",
 }
+# Rows of the campus's own: the first and the last number.
+VITAL = (
+    "INSERT INTO his.vital_sign (vital_id, mrn, pulse, measured_at)"
+    " SELECT g, 'P' || g %% 50, 70, now() FROM generate_series(%s::int, %s::int) g"
+)
 _SQL = pathlib.Path(runners.embedded.__file__).parent
 _ROLES = {READER: "LOGIN REPLICATION", WRITER: "LOGIN"}
 
@@ -65,6 +71,17 @@ def until(condition: Callable[[], object], seconds: float, what: str | Callable[
             raise AssertionError(f"not within {seconds:.0f} s: {text}")
         time.sleep(0.05)
     return found
+
+
+def wait_until_free(dsn: str, slot: str, seconds: float) -> None:
+    """Returns once a slot's last reader has left."""
+    until(lambda: not slots.state(dsn, slot).active, seconds, "the reader's leave")
+
+
+def drop_slot(dsn: str, slot: str, seconds: float) -> None:
+    """Drops a slot once its last reader has left."""
+    wait_until_free(dsn, slot, seconds)
+    slots.drop(dsn, slot)
 
 
 class Site:

@@ -17,7 +17,7 @@ import time
 import psycopg
 
 from runners.embedded.postgres import PostgresServer
-from tests.faults.harness import SOURCE_SETTINGS, Link, Site, until
+from tests.faults.harness import SOURCE_SETTINGS, VITAL, Link, Site, until
 
 _IFREQ, _GET_FLAGS, _SET_FLAGS, _UP = struct.Struct("16sh14x"), 0x8913, 0x8914, 1
 # As a fresh host's kernel: it does not go on to say goodbye for its dead predecessor.
@@ -25,10 +25,6 @@ _GOODBYES = pathlib.Path("/proc/sys/net/ipv4/tcp_orphan_retries")
 _SENT_S = 1.0  # Who waits has nothing on its way that would be answered.
 _FORGOTTEN_S = 5.0
 _NOTICED_S = 60.0  # Half of it by keepalives; Linux's own take two hours.
-VITAL = (
-    "INSERT INTO his.vital_sign (vital_id, mrn, pulse, measured_at)"
-    " SELECT g, 'P' || g %% 50, 70, now() FROM generate_series(%s::int, %s::int) g"
-)
 
 
 def network(up: bool) -> None:

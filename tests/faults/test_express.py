@@ -12,13 +12,13 @@ from tests.e2e.test_campus_b import session
 from tests.faults.harness import (
     QUICK,
     SOURCE_SETTINGS,
+    VITAL,
     Link,
     Network,
     Site,
     seed_of_this_run,
     until,
 )
-from tests.faults.test_gaps import VITAL
 from tests.one_link import OneLink
 
 pytest_plugins = ["tests.fixtures_mariadb"]

@@ -17,11 +17,14 @@ from tests.faults.harness import (
     CAMPUS,
     QUICK,
     SOURCE_SETTINGS,
+    VITAL,
     Link,
     Network,
     Site,
+    drop_slot,
     seed_of_this_run,
     until,
+    wait_until_free,
 )
 from tests.set_sites import RESULT
 from transforms.capture.postgresql import slots
@@ -31,10 +34,6 @@ SMALL_LOG = {"max_slot_wal_keep_size": "2MB", "min_wal_size": "32MB", "max_wal_s
 # Holds some thousand rows: a snapshot that nobody takes off it comes to a stop.
 SMALL_SPOOL = {"batch_bytes": 50_000, "spool_memory_bytes": 300_000, "spool_disk_bytes": 300_000}
 NETWORK = Network(1, 0.1, 0.1, 4)
-VITAL = (
-    "INSERT INTO his.vital_sign (vital_id, mrn, pulse, measured_at)"
-    " SELECT g, 'P' || g %% 50, 70, now() FROM generate_series(%s::int, %s::int) g"
-)
 
 PATIENTS = (
     "INSERT INTO his.patient (pid, mrn, name, phone, updated_at)"
@@ -64,7 +63,7 @@ def first_run(site: Site, rows: int = 1000) -> None:
             site.drain()
             hospital.execute(VITAL, [rows // 2 + 1, rows])
             drain_and_acknowledge(site)
-    until(lambda: not slot_of(site).active, 10, "the reader's leave")
+    wait_until_free(site.config.sources[CAMPUS].dsn, site.settings().slot, 10)
     assert site.snapshots() == [("first", "done")]
 
 
@@ -404,8 +403,7 @@ def test_all_at_once(site):
             traffic.run(rate=300, seconds=1)
         for end in ("slot", "source", "slot"):
             if end == "slot":
-                until(lambda: not slot_of(site).active, 10, "the reader's leave")
-                slots.drop(site.config.sources[CAMPUS].dsn, site.settings().slot)
+                drop_slot(site.config.sources[CAMPUS].dsn, site.settings().slot, 10)
             else:
                 site.source_server.kill()
                 site.source_server.start()

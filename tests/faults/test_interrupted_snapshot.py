@@ -17,6 +17,7 @@ from tests.faults.harness import (
     Link,
     Network,
     Site,
+    drop_slot,
     seed_of_this_run,
     until,
 )
@@ -49,7 +50,7 @@ FILL = (
 
 @pytest.fixture
 def site(tmp_path, make_server) -> Site:
-    source = make_server("source", settings=SOURCE_SETTINGS)  # With prepared transactions.
+    source = make_server("source", settings=SOURCE_SETTINGS)
     made = Site(tmp_path, source, {"primary": make_server("primary")}, limits=LIMITS)
     with made.hospital() as hospital:
         for statement in FILL:
@@ -152,8 +153,7 @@ def test_a_log_with_a_hole_cannot_be_gone_on_with(site, why):
     if why == "slot dropped":
         slot = site.settings().slot
         dsn = site.config.sources["main"].dsn
-        until(lambda: not slots.state(dsn, slot).active, 10, "the reader's leave")
-        slots.drop(dsn, slot)
+        drop_slot(dsn, slot, 10)
     else:
         with site.administrator() as administrator:
             administrator.execute("ALTER PUBLICATION campus_sync DROP TABLE his.visit")

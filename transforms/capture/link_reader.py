@@ -79,7 +79,6 @@ class LinkReader:
         self._interpreter: Interpreter | None = None
         self._mapping = load_mapping(settings.mapping)
         self._log = log_of(settings, self._mapping, now_us, monotonic, self._source_waits)
-        self._told_of_waiting = ""
         has_parents = any(table.parent for table in self._mapping.tables.values())
         self._asking = StoreConnection(settings.store_dsn)
         parents = StoreParents(self._asking, settings.source, self._mapping)
@@ -268,14 +267,9 @@ class LinkReader:
         self._check_abandoned()
         if self._stopping.is_set():
             raise SourceUnavailable("the link ended before its snapshot could begin")
-        if what == self._told_of_waiting:
-            return
-        self._told_of_waiting = what
         name, detail = self._settings.name, f"the snapshot waits for {what}"
-        _LOGGER.warning("link %s: %s", name, detail)
-        with ledger.connect(self._settings.store_dsn) as store:
-            sla_store.close_incident(store, name, SNAPSHOT_WAITS)
-            sla_store.set_incident(store, name, SNAPSHOT_WAITS, detail)
+        if sla_store.keep_incident(self._asking(), name, SNAPSHOT_WAITS, detail):
+            _LOGGER.warning("link %s: %s", name, detail)
 
     def _stream(self) -> Iterator[None]:
         """Reads the log, for others too, until it is better to follow another link."""

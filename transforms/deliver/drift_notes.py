@@ -9,15 +9,10 @@ from schemas.reports import SCHEMA_DRIFT
 from transforms.deliver import sla_store
 
 _LOGGER = logging.getLogger(__name__)
-_OPEN = "SELECT detail FROM sync.incident WHERE link = %s AND kind = %s AND state = 'open'"
 
 
 def note(conn: psycopg.Connection, link: str, drift: Mapping[str, str]) -> None:
     """Makes the link's open incident say what `SourceLog.drift` found; closes it for nothing."""
     text = " | ".join(f"{table} {why}" for table, why in sorted(drift.items()))
-    row = conn.execute(_OPEN, (link, SCHEMA_DRIFT)).fetchone()
-    if row is not None and row[0] != text:
-        sla_store.close_incident(conn, link, SCHEMA_DRIFT)
-    if text and (row is None or row[0] != text):
+    if sla_store.keep_incident(conn, link, SCHEMA_DRIFT, text):
         _LOGGER.error("link %s: held, the others flow: %s", link, text)
-        sla_store.set_incident(conn, link, SCHEMA_DRIFT, text)

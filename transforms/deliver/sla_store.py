@@ -145,6 +145,22 @@ def set_incident(conn: psycopg.Connection, link: str, kind: str, detail: str) ->
         return conn.execute(statement, (link, kind, detail, link, kind)).rowcount == 1
 
 
+def keep_incident(conn: psycopg.Connection, link: str, kind: str, detail: str) -> bool:
+    """Makes the open incident of this link and kind say `detail`, or be closed for an empty one.
+
+    Returns whether that is news to tell.
+    """
+    known = conn.execute(
+        "SELECT detail FROM sync.incident WHERE link = %s AND kind = %s AND state = 'open'",
+        (link, kind),
+    ).fetchone()
+    if known is not None and known[0] != detail:
+        close_incident(conn, link, kind)
+    if not detail or (known is not None and known[0] == detail):
+        return False
+    return set_incident(conn, link, kind, detail)
+
+
 def note_past(conn: psycopg.Connection, link: str, kind: str, detail: str) -> None:
     """Notes something that has happened and is over, once."""
     conn.execute(

@@ -151,36 +151,38 @@ def create(
       SlotsExhausted: the source's settings allow no more slots.
       psycopg.errors.DuplicateObject: there is one of this name.
     """
-    command = sql.SQL("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput EXPORT_SNAPSHOT")
-    with _session(dsn, replication=True) as connection, contextlib.ExitStack() as stack:
-        other = stack.enter_context(_session(dsn))  # A command on the first ends the snapshot.
-        query = command.format(sql.Identifier(slot)).as_bytes(connection)
-        try:
-            result = first_result(connection.pgconn, query, lambda: waiting(_running(other)))
-        except BaseException:
-            connection.cancel_safe()  # It would not notice that nobody waits any more.
-            raise
-        while connection.pgconn.get_result() is not None:
-            pass
-        if result is None or result.status != pq.ExecStatus.TUPLES_OK:
-            raise _not_created(connection, result)
-        point, exported = (result.get_value(0, column).decode() for column in (1, 2))
-        (now_us,) = other.execute(
-            "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
-        ).fetchone()
-        other.close()
+    with _session(dsn, replication=True) as connection:
+        with _session(dsn) as other:  # A command on the first connection ends the snapshot.
+            point, exported = _created(connection, slot, lambda: waiting(_running(other)))
+            (now_us,) = other.execute(
+                "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
+            ).fetchone()
         yield CreatedSlot(slot, parse_lsn(point) - 1, exported, now_us)
 
 
-def _not_created(connection: psycopg.Connection, result: pq.abc.PGresult | None) -> Exception:
+def _created(
+    connection: psycopg.Connection, slot: str, waiting: Callable[[], None]
+) -> tuple[str, str]:
+    """Returns a new slot's consistent point and the name of its snapshot."""
+    command = sql.SQL("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput EXPORT_SNAPSHOT")
+    query = command.format(sql.Identifier(slot)).as_bytes(connection)
+    try:
+        result = first_result(connection.pgconn, query, waiting)
+    except BaseException:
+        connection.cancel_safe()  # It would not notice that nobody waits any more.
+        raise
+    while connection.pgconn.get_result() is not None:
+        pass
     if result is None:
-        return psycopg.OperationalError("no answer")
-    error = psycopg.errors.error_from_result(result, encoding=connection.info.encoding)
-    if isinstance(error, psycopg.errors.ConfigurationLimitExceeded):
-        return SlotsExhausted(
-            "the source has no free replication slot: raise max_replication_slots."
-        )
-    return error
+        raise psycopg.OperationalError("no answer")
+    if result.status != pq.ExecStatus.TUPLES_OK:
+        error = psycopg.errors.error_from_result(result, encoding=connection.info.encoding)
+        if isinstance(error, psycopg.errors.ConfigurationLimitExceeded):
+            raise SlotsExhausted(
+                "the source has no free replication slot: raise max_replication_slots."
+            ) from error
+        raise error
+    return result.get_value(0, 1).decode(), result.get_value(0, 2).decode()
 
 
 _VIEW = """

@@ -15,7 +15,7 @@ from schemas.batches import Lane
 from schemas.conflict_policy import EDITED_AT_STORES, ConflictRules
 from schemas.versions import COVERS_SQL, SOURCE_MARK
 from transforms.deliver.edits.hold_records import row_statement
-from transforms.deliver.edits.record_keys import Key, names_of, same_key
+from transforms.deliver.edits.record_keys import KEYS, OF_KEY, Key, names_of, same_key
 from transforms.deliver.edits.stamp_records import counted, take_stamps
 
 _STAGE = """\
@@ -43,14 +43,12 @@ WHERE p.table_name = '{name}' AND t.record_id = p.record_id AND t.campus = p.cam
 _PAGE = """\
 SELECT * FROM sync.record WHERE {urgent} change > %(after)s AND change <= %(upto)s
 ORDER BY change LIMIT %(limit)s"""
-_AGAIN = """\
-SELECT r.* FROM unnest(%(ids)s::text[], %(tables)s::text[], %(campuses)s::text[])
-    AS k(record_id, table_name, campus) JOIN sync.record r ON {key}
+_AGAIN = f"""\
+SELECT r.* FROM {KEYS} JOIN sync.record r ON {OF_KEY}
 WHERE r.record IS NOT NULL"""
 # What waited may stand in the page too, and may have changed between the two readings.
 _TAKE_OUT = f"""\
-DELETE FROM pg_temp.campus_sync_pulled AS p USING unnest(%(ids)s::text[], %(tables)s::text[],
-    %(campuses)s::text[]) AS k(record_id, table_name, campus) WHERE {same_key("p", "k")}"""
+DELETE FROM pg_temp.campus_sync_pulled AS p USING {KEYS} WHERE {same_key("p", "k")}"""
 _STAGED = "SELECT count(*), max(change) FROM pg_temp.campus_sync_pulled"
 _KEY = same_key("r", "p")
 _OF_ROW = "t.record_id = p.record_id AND t.campus = p.campus"
@@ -175,7 +173,7 @@ class Carrier:
         """Stages records that had to wait, as they are now."""
         names = names_of(list(keys))
         self._conn.execute(_TAKE_OUT.encode(), names)
-        self._copy(_AGAIN.format(key=same_key("r", "k")), names)
+        self._copy(_AGAIN, names)
 
     def _copy(self, page: str, names: dict) -> None:
         with (

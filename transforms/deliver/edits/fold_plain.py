@@ -28,7 +28,7 @@ from schemas.tables import Table
 from schemas.versions import SOURCE_MARK
 from transforms.deliver.edits.edit_json import source_edit, values_of
 from transforms.deliver.edits.hold_records import lock_keys
-from transforms.deliver.edits.record_keys import Key, looked_up, names_of, same_key
+from transforms.deliver.edits.record_keys import KEYS, OF_KEY, Key, looked_up, names_of, same_key
 from transforms.deliver.edits.row_digests import EXACT, digests_of, time_of
 from transforms.deliver.edits.stamp_records import counted, take_stamps
 
@@ -50,8 +50,7 @@ WITH alone AS MATERIALIZED (
         WHEN e.op = 'U' AND r.record IS NOT NULL THEN 'known'
         WHEN e.op = 'U' AND e.before -> 'version_vector' = 'null' AND e.before ->> 'src_table' <> ''
             AND (e.before ->> 'src_lsn')::bigint > 0 THEN 'source' END AS kind
-    FROM unnest(%(ids)s::text[], %(tables)s::text[], %(campuses)s::text[])
-        AS k(record_id, table_name, campus), {record}, {edit}
+    FROM {keys}, {record}, {edit}
     WHERE e.actor = %(actor)s
         AND (SELECT true FROM sync.edit o WHERE {other} AND o.id <> e.id LIMIT 1) IS NULL
         AND (SELECT true FROM sync.conflict c
@@ -222,8 +221,9 @@ def _statement(table: Table, policy: TablePolicy) -> str | None:
     )
     said = _SAID.format(edit=edit, lists=lists, mark=SOURCE_MARK)
     return _PLAIN.format(
-        record=looked_up("sync.record", "r", "k"),
-        edit=looked_up("sync.edit", "e", "k"),
+        keys=KEYS,
+        record=looked_up("sync.record", "r", OF_KEY),
+        edit=looked_up("sync.edit", "e", same_key("e", "k")),
         other=same_key("o", "e"),
         conflict=same_key("c", "e"),
         new=lists,

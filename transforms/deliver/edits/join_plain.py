@@ -49,14 +49,13 @@ SELECT (j ->> 'place')::integer, j ->> 'id', '{name}', %(campus)s, j ->> 'src_ta
 FROM json_array_elements(%(rows)s) AS j"""
 _KNOWN = f"""\
 SELECT s.place, sign(s.count - (r.seen ->> ('{SOURCE_MARK}' || s.campus))::numeric)::integer
-FROM pg_temp.campus_sync_said s, {looked_up("sync.record", "r", "s")}
+FROM pg_temp.campus_sync_said s, {looked_up("sync.record", "r", same_key("r", "s"))}
 WHERE r.record IS NOT NULL AND s.count <= (r.seen ->> ('{SOURCE_MARK}' || s.campus))::numeric
     AND (SELECT true FROM sync.edit e WHERE {same_key("e", "s")} LIMIT 1) IS NULL"""
 _PLAIN = """\
 WITH met AS MATERIALIZED (
     SELECT s.*, r.seen, r.record -> 'edits' AS edits, r.src_table AS held_table
-    FROM pg_temp.campus_sync_said s, {record}, LATERAL (SELECT * FROM consult.{name} t
-        WHERE t.record_id = s.record_id AND t.campus = s.campus OFFSET 0) AS t
+    FROM pg_temp.campus_sync_said s, {record}, {stored}
     WHERE s.whole AND r.record IS NOT NULL AND t.version_vector = r.seen AND NOT t.deleted
         AND s.count > coalesce((r.seen ->> ('{mark}' || s.campus))::numeric, 0)
         AND (SELECT true FROM sync.edit e WHERE {edit} LIMIT 1) IS NULL
@@ -231,7 +230,10 @@ def _statement(table: Table, policy: TablePolicy) -> str:
     )
     return _PLAIN.format(
         name=table.name,
-        record=looked_up("sync.record", "r", "s"),
+        record=looked_up("sync.record", "r", same_key("r", "s")),
+        stored=looked_up(
+            f"consult.{table.name}", "t", "t.record_id = s.record_id AND t.campus = s.campus"
+        ),
         edit=same_key("e", "s"),
         conflict=same_key("c", "s"),
         kept=kept,

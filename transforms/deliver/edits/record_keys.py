@@ -24,14 +24,14 @@ def same_key(one: str, other: str) -> str:
     )
 
 
-def looked_up(table: str, one: str, other: str) -> str:
-    """Returns a FROM item: as `one`, the rows of `table` that have the key of `other`.
+def looked_up(table: str, one: str, where: str) -> str:
+    """Returns a FROM item: as `one`, the rows of `table` that `where` finds for those before it.
 
-    Looked up for each row of `other`: OFFSET 0 leaves no other order. Where a later step looks
-    very dear, as before the first ANALYZE, all orders cost the same to the planner, and it may
-    begin with every record that there is.
+    Looked up for each of these: OFFSET 0 leaves no other order. Where a later step looks very
+    dear, as before the first ANALYZE, all orders cost the same to the planner, and it may begin
+    with every record that there is.
     """
-    return f"LATERAL (SELECT * FROM {table} {one} WHERE {same_key(one, other)} OFFSET 0) AS {one}"
+    return f"LATERAL (SELECT * FROM {table} {one} WHERE {where} OFFSET 0) AS {one}"
 
 
 def names_of(keys: collections.abc.Sequence[Key]) -> dict[str, list[str]]:

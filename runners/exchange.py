@@ -15,8 +15,8 @@ from schemas.config import Config
 from schemas.conflict_policy import ConflictRules, load_conflict_rules
 from schemas.errors import CampusSyncError, told
 from transforms.deliver import store_schema
-from transforms.deliver.edits.exchange_records import FOLD_ROWS, Puller, connect, fold_pending
-from transforms.deliver.edits.hold_records import PASSING, pending_keys
+from transforms.deliver.edits.exchange_records import Puller, connect, fold_pending
+from transforms.deliver.edits.hold_records import PASSING
 from transforms.deliver.edits.open_store import open_store
 
 _LOGGER = logging.getLogger(__name__)
@@ -82,8 +82,7 @@ class Exchange(contextlib.ExitStack):
                 if monotonic_s() - counted_s[0] > _COUNT_S:
                     self.collector.look(name, conn)
                     counted_s[0] = monotonic_s()
-                keys = pending_keys(conn, FOLD_ROWS)
-                return bool(keys) and fold_pending(conn, self._rules, keys) > 0
+                return fold_pending(conn, self._rules).behind
 
             return turn
 

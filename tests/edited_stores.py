@@ -12,8 +12,8 @@ from schemas.config import Config, load
 from schemas.conflict_policy import ConflictRules, load_conflict_rules
 from schemas.siblings import Record
 from transforms.deliver import store_schema
-from transforms.deliver.edits.exchange_records import FOLD_ROWS, Puller, connect, fold_pending
-from transforms.deliver.edits.hold_records import Records, pending_keys
+from transforms.deliver.edits.exchange_records import Puller, connect, fold_pending
+from transforms.deliver.edits.hold_records import Records
 from transforms.deliver.edits.open_store import open_store
 from transforms.deliver.edits.record_keys import Key
 from transforms.seal_dead_letters import make_key
@@ -73,11 +73,8 @@ class EditedStore:
     def fold(self) -> int:
         """Takes all edits in that wait; returns how many records changed."""
         changed = 0
-        while keys := pending_keys(self.own, FOLD_ROWS):
-            now = fold_pending(self.own, RULES, keys)
+        while now := fold_pending(self.own, RULES).changed:
             changed += now
-            if not now:
-                break
         return changed
 
     def pull(self, peer: "EditedStore") -> int:

@@ -20,7 +20,7 @@ from transforms.conflicts.join import join_records
 from transforms.deliver.edits.carry_records import Carrier
 from transforms.deliver.edits.exchange_records import FOLD_ROWS, Puller
 from transforms.deliver.edits.fold_plain import fold_plain
-from transforms.deliver.edits.hold_records import Records, pending_keys
+from transforms.deliver.edits.hold_records import Records, pending
 from transforms.deliver.edits.record_keys import Key
 
 SEEDS = int(os.environ.get("CAMPUS_SYNC_SEEDS", "8"))
@@ -50,12 +50,12 @@ ALTER SEQUENCE sync.hlc RESTART"""
 
 
 def one_by_one(store: EditedStore) -> None:
-    Records(store.own, RULES).update(pending_keys(store.own, FOLD_ROWS), wait=False)
+    Records(store.own, RULES).update(pending(store.own, FOLD_ROWS).keys, wait=False)
 
 
 def as_sets(store: EditedStore) -> int:
     """Returns how many were plain."""
-    keys = pending_keys(store.own, FOLD_ROWS)
+    keys = pending(store.own, FOLD_ROWS).keys
     with store.own.transaction():
         plain = fold_plain(store.own, RULES, keys)
     Records(store.own, RULES).update([key for key in keys if key not in plain], wait=False)
@@ -177,7 +177,7 @@ def test_a_sources_list_is_shown_alike_by_the_edit_of_another_column(pair, said,
     StoreRows(a.own).put("patient", "main", "x", allergies=said, phone="1")
     a.update("x", "patient", phone="2")
     with a.own.transaction():
-        folded = fold_plain(a.own, RULES, pending_keys(a.own, FOLD_ROWS))
+        folded = fold_plain(a.own, RULES, pending(a.own, FOLD_ROWS).keys)
     assert bool(folded) is plain
     a.fold()
     assert a.row("x", "phone", "allergies", table="patient") == ("2", shown)
@@ -190,7 +190,7 @@ def test_most_of_what_is_usual_is_plain(pair):
         a.insert(f"n{i}", title="t", content="c", participants="D1,D2")
         a.update(f"p{2 * i}", "patient", phone="2")
     for _ in range(2):
-        keys = pending_keys(a.own, FOLD_ROWS)
+        keys = pending(a.own, FOLD_ROWS).keys
         with a.own.transaction():
             assert fold_plain(a.own, RULES, keys) == set(keys) and len(keys) == 12
         carrier = Carrier(b.own, a.own, RULES)
@@ -226,7 +226,7 @@ def test_what_a_client_holds_is_passed_over(pair):
     with psycopg.connect(a.dsn) as other:
         other.execute(f"UPDATE consult.{PLAN} SET title = 'u' WHERE record_id = 'x'")
         with a.own.transaction():
-            folded = fold_plain(a.own, RULES, pending_keys(a.own, FOLD_ROWS))
+            folded = fold_plain(a.own, RULES, pending(a.own, FOLD_ROWS).keys)
         assert folded == {Key(PLAN, "main", "y")}
     settle([a, b])
     assert agree([a, b]) and b.row("x", "title") == ("u",)

@@ -20,7 +20,7 @@ from transforms import postgresql_sessions
 from transforms.conflicts.join import join_records
 from transforms.deliver.edits.carry_records import Carrier
 from transforms.deliver.edits.fold_plain import fold_plain
-from transforms.deliver.edits.hold_records import SESSION, Records
+from transforms.deliver.edits.hold_records import SESSION, Records, pending
 from transforms.deliver.edits.record_keys import Key
 
 PULL_ROWS = 2_000
@@ -60,6 +60,16 @@ class Pulled(typing.NamedTuple):
     behind: bool
 
 
+class Folded(typing.NamedTuple):
+    """`changed`: records that are others now. `behind`: more is to be folded at once.
+
+    What came meanwhile is not: each page costs by itself what a hundred edits cost.
+    """
+
+    changed: int
+    behind: bool
+
+
 def connect(dsn: str) -> psycopg.Connection:
     """Returns an autocommit connection of the exchange to a store.
 
@@ -75,17 +85,25 @@ def connect(dsn: str) -> psycopg.Connection:
     return conn
 
 
-def fold_pending(conn: psycopg.Connection, rules: ConflictRules, keys: list[Key]) -> int:
-    """Takes clients' edits into their records; returns how many records changed.
+def fold_pending(conn: psycopg.Connection, rules: ConflictRules, limit: int = FOLD_ROWS) -> Folded:
+    """Takes clients' edits into their records: what is plain at once, of the others some.
 
-    What is plain at once, of the others some.
+    Args:
+      limit: of how many edits, those of the emergency lane first.
+
+    Raises:
+      psycopg.Error, one of `hold_records.PASSING`: what was not committed is folded again.
     """
+    keys, full = pending(conn, limit)
+    if not keys:
+        return Folded(0, False)
     with conn.transaction():
         plain = fold_plain(conn, rules, keys)
-    others = [key for key in keys if key not in plain][:_JOIN_ROWS]
-    if not others:
-        return len(plain)
-    return len(plain) + len(Records(conn, rules).update(others, wait=False).learned)
+    others = [key for key in keys if key not in plain]
+    changed = len(plain)
+    if some := others[:_JOIN_ROWS]:
+        changed += len(Records(conn, rules).update(some, wait=False).learned)
+    return Folded(changed, changed > 0 and (full or len(others) > len(some)))
 
 
 class Puller:

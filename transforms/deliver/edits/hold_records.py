@@ -83,10 +83,10 @@ INSERT INTO sync.incident (link, kind, detail) SELECT a.actor, '{APART}',
 FROM (VALUES (%s)) AS a(actor) WHERE NOT EXISTS (SELECT FROM sync.incident i
     WHERE (i.link, i.kind, i.state) = (a.actor, '{APART}', 'open'))"""
 _PENDING = """\
-SELECT DISTINCT table_name, campus, record_id FROM (
+SELECT table_name, campus, record_id, count(*) FROM (
     (SELECT * FROM sync.edit WHERE lane = 'emergency' ORDER BY id LIMIT %(limit)s)
     UNION ALL (SELECT * FROM sync.edit WHERE lane <> 'emergency' ORDER BY id LIMIT %(limit)s)
-    LIMIT %(limit)s) AS e"""
+    LIMIT %(limit)s) AS e GROUP BY 1, 2, 3"""
 
 
 class Updated(typing.NamedTuple):
@@ -114,9 +114,17 @@ class _Held:
         self.met: Met = []
 
 
-def pending_keys(conn: psycopg.Connection, limit: int) -> list[Key]:
-    """Returns records with edits that are not folded in yet, those of the emergency lane first."""
-    return [Key(*row) for row in conn.execute(_PENDING, {"limit": limit})]
+class Pending(typing.NamedTuple):
+    """`keys`: records with edits that are not folded in yet. `full`: there may be others."""
+
+    keys: list[Key]
+    full: bool
+
+
+def pending(conn: psycopg.Connection, limit: int) -> Pending:
+    """Returns whose edits wait to be folded in, at most `limit` edits, emergencies first."""
+    found = conn.execute(_PENDING, {"limit": limit}).fetchall()
+    return Pending([Key(*row[:3]) for row in found], sum(row[3] for row in found) >= limit)
 
 
 class Records:

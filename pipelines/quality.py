@@ -14,8 +14,6 @@ from transforms import postgresql_sessions
 from transforms.deliver import store_schema
 from transforms.deliver.judging import check_store
 
-_CONNECT_TIMEOUT_S = 5
-
 
 @dataclasses.dataclass(frozen=True)
 class StoreQuality:
@@ -120,7 +118,6 @@ def connect(dsn: str) -> psycopg.Connection:
     """Returns an autocommit connection for a `with`."""
     return postgresql_sessions.connect(
         dsn,
-        connect_timeout=_CONNECT_TIMEOUT_S,
         options="-c timezone=UTC -c jit=off",
         application_name="campus_sync_quality",
     )

@@ -29,7 +29,6 @@ from transforms.seal_dead_letters import Sealer, letter_id_of
 _OLD = "_old."
 _MISSING_COLUMN, _INVALID_TEXT, _NO_BASE = "missing_column", "invalid_text", "no_base_row"
 _TIME_OUT_OF_RANGE = "time_out_of_range"
-_CONNECT_TIMEOUT_S = 5
 _OPTIONS = "-c default_transaction_read_only=on -c timezone=UTC"
 
 _LIST = """\
@@ -431,7 +430,6 @@ def _link(config: Config, name: str) -> Link:
 def _connect(dsn: str) -> psycopg.Connection:
     return postgresql_sessions.connect(
         dsn,
-        connect_timeout=_CONNECT_TIMEOUT_S,
         options=_OPTIONS,
         application_name="campus_sync_letters",
     )

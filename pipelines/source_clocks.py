@@ -10,7 +10,6 @@ from schemas.errors import SourceUnavailable
 from schemas.positions import lsn_in
 from transforms import postgresql_sessions
 
-_CONNECT_TIMEOUT_S = 5
 _POSTGRESQL = """\
 SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint,
     (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"""
@@ -40,9 +39,7 @@ def log_end(source: Source) -> LogEnd:
 def _own_end(source: Source) -> LogEnd:
     if source.kind == "postgresql":
         try:
-            with postgresql_sessions.connect(
-                source.dsn, connect_timeout=_CONNECT_TIMEOUT_S
-            ) as connection:
+            with postgresql_sessions.connect(source.dsn) as connection:
                 return LogEnd(*connection.execute(_POSTGRESQL).fetchone(), 1)
         except psycopg.Error as error:
             raise SourceUnavailable(f"the source: {type(error).__name__}.") from error

@@ -3,11 +3,11 @@
 import argparse
 import json
 
-import psycopg
 from rich.console import Console
 from rich.table import Table
 
 from schemas.config import PRIMARY, load
+from transforms import postgresql_sessions
 
 _LIST = """\
 SELECT campus, code_list, code, src_table, column_name, seen, last_at
@@ -18,7 +18,7 @@ _NAMES = ("campus", "code_list", "code", "table", "column", "seen", "last")
 def codes(options: argparse.Namespace) -> int:
     """Prints the unknown codes of every campus; exit 1 if there are any."""
     config = load(options.config)
-    with psycopg.connect(config.stores[PRIMARY].dsn, connect_timeout=5) as connection:
+    with postgresql_sessions.connect(config.stores[PRIMARY].dsn) as connection:
         rows = connection.execute(_LIST).fetchall()
     if options.json:
         plain = [dict(zip(_NAMES, (*row[:-1], row[-1].isoformat()), strict=True)) for row in rows]

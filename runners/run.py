@@ -24,6 +24,7 @@ from runners.safe_log import safe_traceback
 from runners.upkeep import Rules, Upkeep
 from schemas.config import PRIMARY, Config, load
 from schemas.errors import ConfigError
+from transforms import postgresql_sessions
 from transforms.deliver import store_schema
 
 _LAG_HOLD_S = 2.0
@@ -89,7 +90,7 @@ def prepare_stores(config: Config) -> None:
     """
     for name, store in config.stores.items():
         try:
-            with psycopg.connect(store.dsn, connect_timeout=5) as connection:
+            with postgresql_sessions.connect(store.dsn) as connection:
                 store_schema.ensure(connection)
         except psycopg.errors.LockNotAvailable:
             print(f"store {name} is in use by others: its upgrade waits", file=sys.stderr)

@@ -28,7 +28,6 @@ from transforms.read_rows import ColumnRead, Form, content_columns, read_rows
 from transforms.row_spans import SEPARATOR, PostgresqlSpans, Spans
 from transforms.set_sums import hash_id, hash_ids
 
-_CONNECT_TIMEOUT_S = 5
 _OPTIONS = (
     "-c default_transaction_read_only=on -c timezone=UTC -c datestyle=ISO -c jit=off"
     " -c client_encoding=UTF8 -c extra_float_digits=1 -c bytea_output=hex"
@@ -582,7 +581,6 @@ class MariadbSide(SourceSide):
 def _connect(dsn: str) -> psycopg.Connection:
     return postgresql_sessions.connect(
         dsn,
-        connect_timeout=_CONNECT_TIMEOUT_S,
         options=_OPTIONS,
         application_name="campus_sync_compare",
     )

@@ -16,6 +16,7 @@ import psycopg
 from runners.preflight.exchange import check_exchange
 from runners.preflight.findings import Finding, Findings, Severity
 from runners.preflight.postgresql import Server, check_room, check_source
+from runners.preflight.servers import connect
 from runners.preflight.stores import check_store
 from runners.preflight.two_phase import check_two_phase
 from schemas.config import PRIMARY, Config, Link
@@ -24,7 +25,6 @@ from schemas.errors import ConfigError
 from schemas.mappings import CampusMapping, load_mapping
 
 _KEY_BYTES = 32
-_CONNECT_S = 2  # libpq takes no less.
 
 
 def check(
@@ -77,7 +77,7 @@ def _begun(config: Config) -> set[str]:
     for name, links in config.links_by_store().items():
         with (
             contextlib.suppress(psycopg.Error),
-            psycopg.connect(config.stores[name].dsn, connect_timeout=_CONNECT_S) as connection,
+            connect(config.stores[name].dsn) as connection,
         ):
             rows = connection.execute(
                 "SELECT link FROM sync.progress WHERE link = ANY (%s)", (links,)

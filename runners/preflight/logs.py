@@ -6,12 +6,12 @@ import typing
 import psycopg
 
 from runners.preflight.findings import Findings
+from runners.preflight.servers import connect
 from runners.preflight.tables import check_columns
 from schemas.config import Source, redact
 from schemas.errors import CampusSyncError
 from schemas.mappings import CampusMapping
 
-_CONNECT_S = 2  # libpq takes no less.
 _READABLE = """\
 SELECT table_schema || '.' || table_name, array_agg(column_name::text)
 FROM information_schema.column_privileges
@@ -90,7 +90,7 @@ def _check_topic(
 def _check_content(dsn: str, mapping: CampusMapping) -> collections.abc.Iterator[LogFinding]:
     """Only `compare` reads it: nothing that is wrong with it keeps a link from running."""
     try:
-        with psycopg.connect(dsn, autocommit=True, connect_timeout=_CONNECT_S) as connection:
+        with connect(dsn) as connection:
             columns = dict(connection.execute(_READABLE).fetchall())
     except psycopg.Error as error:
         what = f"its content at {redact(dsn)} cannot be read ({type(error).__name__})"

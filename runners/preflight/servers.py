@@ -7,6 +7,7 @@ import psycopg
 
 from runners.preflight.findings import Findings
 from schemas.config import redact
+from transforms import postgresql_sessions
 
 _CONNECT_S = 2  # libpq takes no less.
 STATEMENT_MS = 2000
@@ -14,9 +15,8 @@ _SKEW_S = 1.0
 
 
 def connect(dsn: str, **parameters: object) -> psycopg.Connection:
-    return psycopg.connect(
+    return postgresql_sessions.connect(
         dsn,
-        autocommit=True,
         connect_timeout=_CONNECT_S,
         application_name="campus-sync check",
         **parameters,

@@ -18,8 +18,6 @@ from transforms.capture.snapshot_part import Rest, SnapshotChanges
 from transforms.deliver import store_schema
 from transforms.escalations import Escalations
 
-_PATIENCE = {"connect_timeout": 5}  # Seconds, where the connection string names none.
-
 Span = tuple[Position, Position]  # (begin exclusive, end inclusive].
 
 
@@ -48,8 +46,7 @@ def connect(dsn: str) -> psycopg.Connection:
       psycopg.OperationalError: the store cannot be reached.
       ConfigError: its schema is newer than this software.
     """
-    waits = {} if "connect_timeout" in conninfo_to_dict(dsn) else _PATIENCE
-    conn = postgresql_sessions.connect(dsn, application_name="campus_sync", **waits)
+    conn = postgresql_sessions.connect(dsn, application_name="campus_sync")
     try:
         store_schema.ensure(conn)
     except BaseException:

@@ -8,7 +8,6 @@ from schemas.reconcile_schedule import Due, Job, Run, State
 from transforms import postgresql_sessions
 
 KEEP_DAYS = 400  # A year and its report.
-_CONNECT_TIMEOUT_S = 5
 # A host that is gone must not keep the schedule for the two hours that a server waits by default.
 _OPTIONS = (
     "-c statement_timeout=30000 -c lock_timeout=5000"
@@ -57,7 +56,6 @@ def connect(dsn: str) -> psycopg.Connection:
     """
     return postgresql_sessions.connect(
         dsn,
-        connect_timeout=_CONNECT_TIMEOUT_S,
         options=_OPTIONS,
         application_name="campus_sync_reconcile",
     )

@@ -26,7 +26,6 @@ from transforms.deliver.edits.record_keys import Key
 PULL_ROWS = 2_000
 FOLD_ROWS = 2_000
 _JOIN_ROWS = 500  # Of one transaction, where each is looked into: clients wait for its rows.
-_CONNECT = {"connect_timeout": 5}
 
 # What this store offers, and where its numbers come from, seen at one moment.
 _OFFER = """\
@@ -76,7 +75,7 @@ def connect(dsn: str) -> psycopg.Connection:
     Raises:
       psycopg.OperationalError: the store cannot be reached.
     """
-    conn = postgresql_sessions.connect(dsn, application_name="campus_sync_exchange", **_CONNECT)
+    conn = postgresql_sessions.connect(dsn, application_name="campus_sync_exchange")
     try:
         conn.execute(SESSION)
     except BaseException:

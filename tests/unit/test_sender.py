@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 import random
 
 import pytest
@@ -10,6 +11,7 @@ from schemas.batches import ChangeBatch, Lane, ParkingTicket
 from schemas.positions import SEQ_END, START, Position
 from transforms.capture.sender import LaneSender
 from transforms.capture.spool import Spool
+from transforms.parking import Parking
 
 
 class Clock:
@@ -31,8 +33,8 @@ def chain(count: int) -> list[ChangeBatch]:
 
 def sender_of(clock: Clock, **changes) -> LaneSender:
     spool = Spool(1 << 20, 1 << 20, encode=None, decode=None)
-    settings = {"in_flight_rows": 10, "gather_rows": 1, "gather_s": 0.0, "resend_s": 5.0}
-    return LaneSender(spool, monotonic=clock, **{**settings, **changes})
+    settings = {"in_flight_rows": 10, "in_flight_batches": 100, "gather_rows": 1, "gather_s": 0.0}
+    return LaneSender(spool, monotonic=clock, resend_s=5.0, **{**settings, **changes})
 
 
 def test_gathers_small_batches_until_the_oldest_has_waited():
@@ -163,3 +165,62 @@ def test_sends_no_sliver_of_a_backlog():
     assert sender.next() is None
     sender.on_ledger(first.end)
     assert sender.next().end == Position(40, SEQ_END)
+
+
+def test_what_is_being_delivered_here_is_not_sent_again():
+    """However long its store takes; what was delivered in vain is lost again."""
+    clock = Clock()
+    here = Parking(bytes(16), clock)
+    sender = sender_of(clock, worked_at=lambda end: here.worked_at("a>b", Lane.ROUTINE, end))
+    (change,) = chain(1)
+    sender.add(change)
+    sent = sender.next()
+    here.begun([sent])
+    clock.now_s = 1000.0
+    assert sender.next() is None
+    here.ended([sent], None)
+    assert sender.next() == sent
+
+
+def test_what_was_applied_here_waits_longer_for_the_ledgers_word():
+    """A store that crashes may still forget it: the ledger alone acknowledges."""
+    clock = Clock()
+    here = Parking(bytes(16), clock)
+    sender = sender_of(clock, worked_at=lambda end: here.worked_at("a>b", Lane.ROUTINE, end))
+    (change,) = chain(1)
+    sender.add(change)
+    sent = sender.next()
+    here.begun([sent])
+    clock.now_s = 100.0
+    here.ended([sent], sent.end)
+    clock.now_s = 119.9
+    assert sender.next() is None
+    clock.now_s = 120.0
+    assert sender.next() == sent
+
+
+def test_a_batch_beyond_what_was_applied_was_in_vain():
+    here = Parking(bytes(16), Clock())
+    first, second = chain(2)
+    here.begun([first, second])
+    here.ended([first, second], first.end)
+    worked = [here.worked_at("a>b", Lane.ROUTINE, one.end) for one in (first, second)]
+    assert worked == [0.0, -math.inf]
+    here.release("a>b", Lane.ROUTINE, first.end)
+    assert here.worked_at("a>b", Lane.ROUTINE, first.end) == -math.inf
+
+
+def test_what_waits_for_a_slow_store_is_gathered():
+    """A batch costs a store far away seconds: few large ones, and no engine's buffers fill."""
+    clock = Clock()
+    sender = sender_of(clock, in_flight_rows=1000, in_flight_batches=2)
+    log = chain(10)
+    sent = []
+    for change in log:
+        sender.add(change)
+        sent += filter(None, [sender.next()])
+    assert [one.end for one in sent] == [log[0].end, log[1].end]
+    sender.on_ledger(log[0].end)
+    rest = sender.next()
+    assert (rest.begin, rest.end) == (log[1].end, log[-1].end)
+    assert sender.next() is None

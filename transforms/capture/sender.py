@@ -1,6 +1,7 @@
 """Send one lane of a link over a runner that may lose, repeat and reorder: go-back-N by ledger."""
 
 import collections
+import math
 from collections.abc import Callable
 
 from schemas.batches import ChangeBatch
@@ -18,31 +19,38 @@ class LaneSender:
     The store's ledger is the only acknowledgement. At most `in_flight_rows` rows are under
     way beyond it, so no runner buffer grows with a backlog; when the ledger stands still for
     `resend_s` with something under way, or the store comes back, everything after the ledger
-    is sent again. Delivery trims what it has already applied (ADR 0003).
+    is sent again. Delivery trims what it has already applied (ADR 0003). What this process is just
+    delivering is not sent again meanwhile, nor, for four times `resend_s`, what it has applied.
 
     Not thread-safe: the caller holds one lock around it.
 
     Args:
       spool: where the lane's batches wait, oldest first.
       in_flight_rows: credit; one batch may always be under way, however large.
+      in_flight_batches: likewise; what must wait is gathered, so a store far away, to which each
+        batch takes seconds, gets few and large ones.
       gather_rows, gather_s: batches are joined until there are so many rows, or the oldest
         has waited so long.
       resend_s: patience with a ledger that stands still; doubled each time that sending again
         was in vain, up to fourfold.
       monotonic: seconds, never going back.
+      worked_at: as `Parking.worked_at`, of this lane.
     """
 
     def __init__(
         self,
         spool: Spool,
         in_flight_rows: int,
+        in_flight_batches: int,
         gather_rows: int,
         gather_s: float,
         resend_s: float,
         monotonic: Callable[[], float],
+        worked_at: Callable[[Position], float] = lambda end: -math.inf,
     ):
         self._spool = spool
-        self._credit = in_flight_rows
+        self._worked_at = worked_at
+        self._credit, self._batches_max = in_flight_rows, in_flight_batches
         self._gather_rows = gather_rows
         self._gather_s = gather_s
         self._resend_s = resend_s
@@ -79,11 +87,13 @@ class LaneSender:
     def next(self) -> ChangeBatch | None:
         """Returns the batch to send now, or None while there is none or no credit for it."""
         now = self._monotonic()
-        if self._under_way and now - self._moved_at >= self._resend_s * self._patience:
+        if self._under_way and self._overdue(now):
             self._patience = min(2 * self._patience, _PATIENCE_MAX)
             self._doubted_to = self._under_way[-1][0]
             self._rewind(now)
         if not self._store_up or not self._ready(now):
+            return None
+        if len(self._under_way) >= self._batches_max:
             return None
         credit_left = self._credit - self._under_way_rows
         if self._under_way and credit_left < min(self._spool.pending_rows, self._gather_rows):
@@ -122,6 +132,13 @@ class LaneSender:
     def on_store_lost(self) -> None:
         """Learns that the store cannot be reached: nothing is sent until it can, then all again."""
         self._store_up = False
+
+    def _overdue(self, now: float) -> bool:
+        """Whether what is under way must be taken for lost."""
+        worked_at = self._worked_at(self._under_way[0][0])
+        if worked_at > self._moved_at:
+            return now - worked_at >= self._resend_s * _PATIENCE_MAX
+        return now - self._moved_at >= self._resend_s * self._patience
 
     def _ready(self, now: float) -> bool:
         head = self._spool.peek()

@@ -1,6 +1,7 @@
 """Hold a link's changes between its log and the runner, in two lanes, until the ledger has them."""
 
 import dataclasses
+import functools
 import threading
 from collections.abc import Callable
 
@@ -18,7 +19,11 @@ from transforms.deliver.ledger import Progress
 from transforms.parking import HERE
 from transforms.turns import turn
 
-_EMERGENCY_CREDIT_ROWS = 50_000
+# Rows and batches of the emergency lane. Each is written before the next is asked for.
+_EMERGENCY_CREDIT = 50_000, 10_000
+# Two are on their way while one is written, and one has just been: the engine's own buffers, which
+# hold some hundred, never fill, or the reader would stand still with its emergencies.
+_ROUTINE_BATCHES = 4
 # What a reader meets so long after its commit has emergencies behind it that it cannot see: the
 # routine lane waits then, and leaves it the processors until half the memory is full.
 _BEHIND_US = 250_000
@@ -52,19 +57,22 @@ class TwoLanes:
             Lane.ROUTINE: LaneSender(
                 self._spools[Lane.ROUTINE],
                 limits.in_flight_rows,
+                _ROUTINE_BATCHES,
                 # As many as fill a pane: then it passes the keyed state without being kept in it.
                 limits.early_rows,
                 limits.gather_s,
                 limits.resend_routine_s,
                 monotonic,
+                functools.partial(HERE.worked_at, settings.name, Lane.ROUTINE),
             ),
             Lane.EMERGENCY: LaneSender(
                 self._spools[Lane.EMERGENCY],
-                _EMERGENCY_CREDIT_ROWS,
+                *_EMERGENCY_CREDIT,
                 limits.batch_rows,
                 0.0,
                 limits.resend_emergency_s,
                 monotonic,
+                functools.partial(HERE.worked_at, settings.name, Lane.EMERGENCY),
             ),
         }
         self.read_to: Position | None = None

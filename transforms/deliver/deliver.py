@@ -74,14 +74,19 @@ class _DeliverFn(beam.DoFn):
         unclaimed = len(batches) - len(found)
         if not found:
             return Outcome(None, unclaimed)
+        applied_to = None
+        HERE.begun(found)
         try:
             if self._sets is not None:
                 self._sets.bring(self._store, found)
             receipt = self._store.apply(found, self._lane)
+            applied_to = receipt.progress
         except StoreUnavailable as error:
             # The text of a StoreUnavailable names servers and SQLSTATEs only.
             _LOGGER.warning("link %s: %s", self._settings.name, error)
             return Outcome(None, unclaimed, len(found))
+        finally:
+            HERE.ended(found, applied_to)
         HERE.applied(self._settings.name).set()
         return Outcome(receipt if receipt.applied else None, unclaimed)
 

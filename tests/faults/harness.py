@@ -51,6 +51,12 @@ VITAL = (
     "INSERT INTO his.vital_sign (vital_id, mrn, pulse, measured_at)"
     " SELECT g, 'P' || g %% 50, 70, now() FROM generate_series(%s::int, %s::int) g"
 )
+# Of as many patients, of whom nobody else writes.
+CRITICAL = (
+    "INSERT INTO lis.result (result_id, mrn, loinc, val_num, unit, status, result_at, updated_at)"
+    " SELECT gen_random_uuid(), %s || g, '2823-3', 8.1, 'mmol/L', 'final', now(), now()"
+    " FROM generate_series(1, %s::int) g"
+)
 _SQL = pathlib.Path(runners.embedded.__file__).parent
 _ROLES = {READER: "LOGIN REPLICATION", WRITER: "LOGIN"}
 

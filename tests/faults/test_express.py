@@ -10,6 +10,7 @@ from runners.embedded.campus_b import DATABASE, script
 from schemas.batches import Lane
 from tests.e2e.test_campus_b import session
 from tests.faults.harness import (
+    CRITICAL,
     QUICK,
     SOURCE_SETTINGS,
     VITAL,
@@ -25,11 +26,6 @@ pytest_plugins = ["tests.fixtures_mariadb"]
 
 ROWS = 4000
 LIMITS = QUICK | {"batch_rows": 100, "in_flight_rows": 1000, "snapshot_rows_s": 500}
-CRITICAL = (
-    "INSERT INTO lis.result (result_id, mrn, loinc, val_num, unit, status, result_at, updated_at)"
-    " SELECT gen_random_uuid(), %s || g, '2823-3', 8.1, 'mmol/L', 'final', now(), now()"
-    " FROM generate_series(1, %s::int) g"
-)
 DIAGNOSIS = (
     "INSERT INTO his.diagnosis (diagnosis_id, mrn, icd10, updated_at) VALUES (%s, %s, 'J06', now())"
 )

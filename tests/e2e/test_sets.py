@@ -156,7 +156,8 @@ def test_a_change_of_one_line_never_overtakes_its_set(site):
 
 @pytest.mark.parametrize("victim", ["east", WEST])
 def test_refused_sets_are_nowhere_and_all_follows(site, victim):
-    whole = {number: {1, 2, 3} for number in ("R1", "R2", "R3")}
+    later = {f"W{number}" for number in range(20)}
+    whole = {number: {1, 2, 3} for number in {"R1", "R2", "R3"} | later}
     with (
         running(site) as links,
         site.hospital() as hospital,
@@ -165,7 +166,7 @@ def test_refused_sets_are_nowhere_and_all_follows(site, victim):
         prescribe(hospital, "R1")
         site.drain()
         site.servers[victim].kill()
-        watcher.forbidden |= {"R2", "R3"}
+        watcher.forbidden |= {"R2", "R3"} | later
         prescribe(hospital, "R2", mrn="M2")
         with hospital.transaction():
             hospital.execute(RESULT, ("M3", "钾", "7.9"))  # An emergency.
@@ -181,6 +182,10 @@ def test_refused_sets_are_nowhere_and_all_follows(site, victim):
         )
         waits = [(SETS_WAIT, "open")]
         until(lambda: waits[0] in incidents(site, "primary"), 30, "an incident")
+        for number in later:  # They wait behind it, and end no incident.
+            prescribe(hospital, number)
+            time.sleep(0.05)
+        assert incidents(site, "primary") == waits
         with Observer(site.config) as observer:
             view = observer.view(wall_clock_us())
         (health,) = (x.health for x in view.links if x.health.link == "main>primary")

@@ -124,7 +124,7 @@ class Store:
         lane: Lane,
         kinds: Sequence[Sequence[str]],
         by_commit: bool,
-    ) -> list[CommitSets]:
+    ) -> list[CommitSets] | None:
         """Returns the sets in `batches` of which the store lacks a row; see `lacking_sets`.
 
         Raises:

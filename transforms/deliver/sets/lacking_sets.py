@@ -23,14 +23,18 @@ def lacking_sets(
     lane: Lane,
     kinds: Sequence[Sequence[str]],
     by_commit: bool,
-) -> list[CommitSets]:
+) -> list[CommitSets] | None:
     """Returns the sets in what is new of `batches` of which the store lacks a row, by stretch.
 
     A row that it has at its place or newer is not lacking, nor is one that a finished snapshot
-    had the last word of. Looks only; nothing is locked.
+    had the last word of. None where nothing of a set is new and follows the ledger: whether sets
+    can be written is then not known. Looks only; nothing is locked.
     """
     state = ledger.look(conn, link, lane)
-    parts, _ = new_parts(batches, state, {name for kind in kinds for name in kind})
+    names = {name for kind in kinds for name in kind}
+    parts, _ = new_parts(batches, state, names)
+    if all(names.isdisjoint(part.batch.tables) for part in parts):
+        return None
     found = []
     for run in runs_of(parts):
         tables = {n: unswept(run[n], state.sweeps) for kind in kinds for n in kind if n in run}

@@ -92,12 +92,15 @@ class SetWriter:
             return
         self._refusals_left, self._divided, self._apart = _REFUSALS_MAX, [], ""
         try:
-            if lacking := self._lacking(store, batches):
+            lacking = self._lacking(store, batches)
+            if lacking:
                 self._write_in_turn(store, batches, lacking)
         except SetsWait as error:
             self._tell(store, SETS_WAIT, str(error))
             raise
-        self._tell_what_came(store)
+        # A batch whose turn has not come, or that came before, does not end what others wait for.
+        if lacking is not None:
+            self._tell_what_came(store)
 
     def _write_in_turn(
         self, store: Store, batches: Sequence[ChangeBatch], lacking: list[CommitSets]
@@ -108,12 +111,12 @@ class SetWriter:
             writing.acquire()
         try:
             # Whom it waited for may have written the same.
-            for sets in self._lacking(store, batches) if waits else lacking:
+            for sets in (self._lacking(store, batches) or ()) if waits else lacking:
                 self._write(sets)
         finally:
             writing.release()
 
-    def _lacking(self, store: Store, batches: Sequence[ChangeBatch]) -> list[CommitSets]:
+    def _lacking(self, store: Store, batches: Sequence[ChangeBatch]) -> list[CommitSets] | None:
         lacking = store.lacking_sets(batches, self._lane, self._sets.tables, self._by_commit)
         self._shared.note(self._settings.store)  # It has just answered.
         if self._of_log:

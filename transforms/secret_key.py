@@ -2,13 +2,17 @@
 
 import base64
 import binascii
+import errno
 import os
 import pathlib
 import stat
+import tempfile
 
 from schemas.errors import ConfigError
 
 KEY_BYTES = 32
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 class SecretKey:
@@ -96,21 +100,37 @@ def write_key(path: str | pathlib.Path) -> None:
 
     Raises:
       FileExistsError: there is a file already, which is never overwritten.
-      ConfigError: there is no such folder, or nobody may write to it.
+      ConfigError: there is no such folder, nobody may write to it, or its disk is full: there
+        is no file then.
     """
+    path = pathlib.Path(path)
     try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        # Whole before it has its name: an empty file on a full disk would be no key for ever.
+        handle, unnamed = tempfile.mkstemp(".new", f".{path.name}.", path.parent)
+        try:
+            with os.fdopen(handle, "w", encoding="ascii") as file:
+                os.fchmod(handle, 0o600)
+                file.write(base64.b64encode(os.urandom(KEY_BYTES)).decode() + "\n")
+                file.flush()
+                os.fsync(handle)
+            os.link(unnamed, path)
+        finally:
+            os.unlink(unnamed)
+        _sync_folder(path.parent)
     except FileExistsError:
         raise
     except OSError as error:
-        raise ConfigError(
-            f"{path}: {error.strerror}. Remedy: choose a folder to write to."
-        ) from None
-    with os.fdopen(handle, "w", encoding="ascii") as file:
-        os.fchmod(handle, 0o600)
-        file.write(base64.b64encode(os.urandom(KEY_BYTES)).decode() + "\n")
-        file.flush()
+        remedy = "make room" if error.errno in _NO_ROOM else "choose a folder to write to"
+        raise ConfigError(f"{path}: {error.strerror}. Remedy: {remedy}.") from None
+
+
+def _sync_folder(path: pathlib.Path) -> None:
+    """Makes the names in a folder outlast a power cut."""
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
         os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _decode(text: str, ref: str) -> bytes:

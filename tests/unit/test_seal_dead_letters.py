@@ -2,6 +2,8 @@
 
 import base64
 import dataclasses
+import errno
+import os
 import pickle
 import stat
 
@@ -169,6 +171,21 @@ def test_make_key_is_private_and_never_overwrites(tmp_path):
     assert path.read_bytes() == content
     with pytest.raises(ConfigError, match="Remedy"):
         make_key(tmp_path / "none" / "key")
+
+
+def test_a_key_that_finds_no_room_leaves_no_file(tmp_path, monkeypatch):
+    path = tmp_path / "dead-letter.key"
+
+    def full(handle):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(ConfigError, match=r"No space left on device\. Remedy: make room"):
+            make_key(path)
+    assert list(tmp_path.iterdir()) == []
+    make_key(path)
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_missing_key_file_is_told_with_the_command_that_makes_one(tmp_path):

@@ -37,6 +37,7 @@ class _DeliverFn(beam.DoFn):
         self._settings = settings
         self._lane = lane
         self._now_us = now_us
+        self._said = ""
         self._store: Store | None = None
         self._sets: SetWriter | None = None
         self._unclaimed = Metrics.counter("deliver", f"{lane}_unclaimed_batches_total")
@@ -83,12 +84,21 @@ class _DeliverFn(beam.DoFn):
             applied_to = receipt.progress
         except StoreUnavailable as error:
             # The text of a StoreUnavailable names servers and SQLSTATEs only.
-            _LOGGER.warning("link %s: %s", self._settings.name, error)
+            self._tell(str(error))
             return Outcome(None, unclaimed, len(found))
         finally:
             HERE.ended(found, applied_to)
         HERE.applied(self._settings.name).set()
+        if receipt.applied:  # A batch whose turn has not come is no sign that it goes on.
+            self._tell("")
         return Outcome(receipt if receipt.applied else None, unclaimed)
+
+    def _tell(self, what: str) -> None:
+        """Logs once what keeps the link's lane, however often its batches are sent again."""
+        if what != self._said:
+            place = (self._settings.name, self._lane)
+            _LOGGER.warning("link %s, %s lane: %s", *place, what or "goes on")
+            self._said = what
 
     def _told(self, outcome: Outcome, late: int = 0) -> Iterator[Receipt]:
         self._unclaimed.inc(outcome.unclaimed)

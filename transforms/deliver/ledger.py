@@ -63,6 +63,8 @@ def server_of(dsn: str) -> str:
 
 def unavailable(place: str, error: psycopg.Error) -> StoreUnavailable:
     """Returns the error for a store that broke; PostgreSQL's own text may quote data."""
+    if isinstance(error, psycopg.errors.DiskFull):
+        return StoreUnavailable(f"{place}: its disk is full ({error.sqlstate}). Remedy: make room.")
     return StoreUnavailable(f"{place}: {type(error).__name__} ({error.sqlstate or 'connection'})")
 
 

@@ -68,6 +68,7 @@ class SetWriter:
         self._divided: list[str] = []
         self._apart = ""
         self._told_of_unknown = False
+        self._untold = ""  # Why the store could not be told of an incident.
         self._trouble: bool | None = None  # None: a worker before this one may have had some.
         self._written = Metrics.counter("sets", f"{lane}_written_total")
         self._ordinary = Metrics.counter("sets", f"{lane}_not_as_one_total")
@@ -247,8 +248,11 @@ class SetWriter:
         self._trouble = True
         try:
             store.do(lambda c: sla_store.set_incident(c, self._settings.name, kind, detail))
+            self._untold = ""
         except StoreUnavailable as error:
-            _LOGGER.warning("link %s: %s", self._settings.name, error)
+            if str(error) != self._untold:  # Not at each batch that is sent again.
+                self._untold = str(error)
+                _LOGGER.warning("link %s: %s", self._settings.name, error)
 
 
 _REMEDY_DOWN = (

@@ -131,12 +131,14 @@ class _Supervisor:
         )
         with contextlib.ExitStack() as stack:
             stack.callback(server.stop)
-            server.launch()
             try:
+                server.launch()
                 pool = self._pool(stack)
                 server.start()
             except CampusSyncError as error:
                 raise _Failed(str(error)) from None
+            except OSError as error:
+                raise self._unwritten(error) from None
             if self._stop.is_set():
                 return Outcome.STOPPED
             if self._cluster:
@@ -190,6 +192,12 @@ class _Supervisor:
             return FlinkJob(pipeline, server.jobs())
         except grpc.RpcError as error:
             raise _Failed(f"Flink did not take the pipeline ({error.code().name})") from None
+        except OSError as error:
+            raise self._unwritten(error) from None
+
+    def _unwritten(self, error: OSError) -> _Failed:
+        # Where a write fails, the error does not name the file.
+        return _Failed(_no_room(error.filename or self._work_dir, error))
 
     def _watch(self, job: FlinkJob, server: FlinkJobServer, pool: WorkerPool | None) -> Outcome:
         while not self._stop.wait(_POLL_S):
@@ -241,17 +249,26 @@ def run_on_flink(
       DONE or STOPPED; either way no process is left.
 
     Raises:
-      EngineError: more than `--restarts_max` failures in a row. JavaMissing: no Java.
+      EngineError: more than `--restarts_max` failures in a row, or no `work_dir` can be made.
+      JavaMissing: no Java.
       JarsError: the engine's libraries cannot be had.
     """
     with _logging_to(work_dir / "job.log"), _stopped_by_signals(stop) as event:
         return _Supervisor(build, options, work_dir, event, report, jitter).run()
 
 
+def _no_room(where: object, error: OSError) -> str:
+    what = error.strerror or type(error).__name__
+    return f"{where}: {what}. Remedy: make room there, or let this user write there."
+
+
 @contextlib.contextmanager
 def _logging_to(path: pathlib.Path) -> typing.Iterator[None]:
     """Sends what libraries log in this process to a file, for the time of a run."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EngineError(_no_room(path.parent, error)) from None
     handler = logging.FileHandler(path, encoding="utf-8", delay=True)
     handler.setFormatter(safe_log.SafeFormatter())
     root = logging.getLogger()

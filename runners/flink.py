@@ -8,6 +8,7 @@ import logging
 import os
 import pathlib
 import random
+import shutil
 import signal
 import threading
 import time
@@ -36,6 +37,8 @@ _POLL_S = 0.25
 _TAIL_BYTES = 64 << 10
 _HEALTHY_S = 60  # A job that ran so long had no part in an earlier failure.
 _BACKOFF_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
+_ROOM_BYTES = 32 << 20  # A start writes 22 MB, and takes them away with it.
+_ROOM_S = 30  # How long room is waited for before a start is tried all the same.
 
 
 class Outcome(enum.StrEnum):
@@ -69,6 +72,8 @@ class _Supervisor:
         stop: threading.Event,
         report: collections.abc.Callable[[Event], None],
         jitter: collections.abc.Callable[[], float],
+        wait_for_room: bool = False,
+        free_bytes: collections.abc.Callable[[pathlib.Path], int] | None = None,
     ):
         self._build = build
         self._options = options
@@ -77,6 +82,8 @@ class _Supervisor:
         self._stop = stop
         self._report = report
         self._jitter = jitter
+        self._wait_for_room = wait_for_room
+        self._free_bytes = free_bytes or (lambda path: shutil.disk_usage(path).free)
         self._attempt = 0
         self._running_since: float | None = None
         self._log_begin = 0
@@ -98,20 +105,48 @@ class _Supervisor:
             try:
                 return self._run_once(class_path)
             except _Failed as failure:
-                since = self._running_since
-                healthy = since is not None and time.monotonic() - since >= _HEALTHY_S
-                failures = 1 if healthy else failures + 1
-                self._report(Event("failed", self._attempt, str(failure)))
-                if failures > self._sync.restarts_max:
-                    raise EngineError(
-                        f"the pipeline failed {failures} times within {_HEALTHY_S} s of its "
-                        f"start; the last time: {failure}. Nothing is lost: the ledgers say "
-                        f"where to go on. Remedy: run `campus-sync check`, then see "
-                        f"{self._work_dir / 'worker.log'} and {self._work_dir / 'flink.log'}."
-                    ) from None
-                pause = _BACKOFF_S[min(failures, len(_BACKOFF_S)) - 1] * (0.5 + self._jitter())
-                if self._stop.wait(pause):
+                why = str(failure)
+                starved = not self._has_room()
+                if starved:
+                    why = f"no room in {self._work_dir}. Remedy: make room. What failed: {why}"
+                self._report(Event("failed", self._attempt, why))
+                if starved and self._wait_for_room:
+                    # Starting anew does not help, and giving up would outlast a full disk.
+                    self._await_room()
+                else:
+                    since = self._running_since
+                    healthy = since is not None and time.monotonic() - since >= _HEALTHY_S
+                    failures = 1 if healthy else failures + 1
+                    self._pause(failures, why)
+                if self._stop.is_set():
                     return Outcome.STOPPED
+
+    def _pause(self, failures: int, why: str) -> None:
+        """Waits before another start.
+
+        Raises:
+          EngineError: there were too many failures.
+        """
+        if failures > self._sync.restarts_max:
+            raise EngineError(
+                f"the pipeline failed {failures} times within {_HEALTHY_S} s of its "
+                f"start; the last time: {why}. Nothing is lost: the ledgers say "
+                f"where to go on. Remedy: run `campus-sync check`, then see "
+                f"{self._work_dir / 'worker.log'} and {self._work_dir / 'flink.log'}."
+            ) from None
+        self._stop.wait(_BACKOFF_S[min(failures, len(_BACKOFF_S)) - 1] * (0.5 + self._jitter()))
+
+    def _has_room(self) -> bool:
+        try:
+            return self._free_bytes(self._work_dir) >= _ROOM_BYTES
+        except OSError:  # Then room is not what is missing.
+            return True
+
+    def _await_room(self) -> None:
+        """Returns when there is room, or after a while: what a start needs is an estimate."""
+        for _ in range(_ROOM_S):
+            if self._stop.wait(1.0) or self._has_room():
+                return
 
     def _check(self) -> None:
         flink = self._options.view_as(FlinkRunnerOptions)
@@ -230,6 +265,7 @@ def run_on_flink(
     stop: threading.Event | None = None,
     report: collections.abc.Callable[[Event], None] = lambda event: None,
     jitter: collections.abc.Callable[[], float] = random.random,
+    wait_for_room: bool = False,
 ) -> Outcome:
     """Runs a pipeline on Flink until its sources end or it is asked to stop.
 
@@ -244,6 +280,7 @@ def run_on_flink(
         a second SIGINT does not wait for the job's end.
       report: hears of each start, failure and end, from this thread.
       jitter: 0..1, spreads the pauses of many installations.
+      wait_for_room: failures while the disk of `work_dir` is full are not counted.
 
     Returns:
       DONE or STOPPED; either way no process is left.
@@ -254,7 +291,7 @@ def run_on_flink(
       JarsError: the engine's libraries cannot be had.
     """
     with _logging_to(work_dir / "job.log"), _stopped_by_signals(stop) as event:
-        return _Supervisor(build, options, work_dir, event, report, jitter).run()
+        return _Supervisor(build, options, work_dir, event, report, jitter, wait_for_room).run()
 
 
 def _no_room(where: object, error: OSError) -> str:

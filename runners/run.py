@@ -1,6 +1,7 @@
 """The verbs that operate the sync job: run and check."""
 
 import argparse
+import contextlib
 import datetime
 import functools
 import json
@@ -9,6 +10,7 @@ import pathlib
 import socket
 import sys
 import threading
+import typing
 
 import apache_beam as beam
 import psycopg
@@ -26,6 +28,9 @@ from schemas.config import PRIMARY, Config, load
 from schemas.errors import ConfigError
 from transforms import postgresql_sessions
 from transforms.deliver import store_schema
+
+if typing.TYPE_CHECKING:
+    from runners.flink import Event
 
 _LAG_HOLD_S = 2.0
 
@@ -50,18 +55,22 @@ def run(options: argparse.Namespace) -> int:
         return 0
     prepare_stores(config)
     threading.excepthook = lambda told: sys.stderr.write(safe_traceback(told.exc_value))
-    from runners.flink import Event, run_on_flink
-
-    def report(event: Event) -> None:
-        when = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-        print(f"{when} {event.kind} (start {event.attempt}) {event.detail}".rstrip(), flush=True)
+    from runners.flink import run_on_flink
 
     upkeep = Upkeep(config, rules, options.config)
     with Recorder(config) as recorder, upkeep, Exchange(config, rules.conflicts) as exchange:
         recorder.registry.register(exchange.collector)
-        outcome = run_on_flink(build, flags, work_dir, report=report)
+        outcome = run_on_flink(build, flags, work_dir, report=print_event, wait_for_room=True)
     print(f"ended: {outcome}")
     return 0
+
+
+def print_event(event: "Event") -> None:
+    """Prints what the supervisor reports."""
+    when = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+    text = f"{when} {event.kind} (start {event.attempt}) {event.detail}".rstrip()
+    with contextlib.suppress(OSError):  # What is printed to a full disk must not end the run.
+        print(text, flush=True)
 
 
 def build_sync(

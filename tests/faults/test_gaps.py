@@ -195,6 +195,40 @@ def test_a_store_restored_from_an_older_copy(site, meanwhile):
     assert tombstones(site) == 111
 
 
+def test_a_store_that_fails_over_while_a_snapshot_is_delivered(site):
+    """The reader survives and knows more than the new primary of which numbers were given out."""
+    site.write_config(limits=QUICK | {"batch_rows": 200, "snapshot_rows_s": 3000})
+    with site.hospital() as hospital:
+        hospital.execute(VITAL, [1, 9000])
+        with Link(site.settings()) as link:
+            until(lambda: (site.progress() or START) > START, 60, "some rows")
+            link.hold(Lane.ROUTINE)
+            behind = given_out(site)
+            # The rows behind them move up, to numbers that were given out.
+            gone = "DELETE FROM his.vital_sign WHERE vital_id BETWEEN %s AND %s"
+            hospital.execute(gone, [behind + 1, behind + 1500])
+            until(lambda: given_out(site) > behind + 2000, 60, "more rows")
+            set_snapshot_back(site, behind)
+            link.release(Lane.ROUTINE)
+            site.drain()
+    site.prove()
+    assert site.snapshots() == [("first", "done"), ("interrupted", "done")]
+
+
+def given_out(site: Site) -> int:
+    return site.facts()["snapshot"][-1]["last_seq"]
+
+
+def set_snapshot_back(site: Site, seq: int) -> None:
+    """Leaves of a running snapshot's notes what an asynchronous standby had at number `seq`."""
+    others = "FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname = current_database()"
+    server = site.store_servers["primary"]
+    with server.connect(f"consult{site.name}") as store, store.transaction():
+        store.execute("UPDATE sync.snapshot SET last_seq = %s", [seq])
+        store.execute("DELETE FROM sync.snapshot_part WHERE seq > %s", [seq])
+        store.execute(f"SELECT pg_terminate_backend(pid) {others}")
+
+
 def test_a_store_emptied_under_a_running_link(site):
     with Link(site.settings(), NETWORK), site.hospital() as hospital:
         site.drain()

@@ -50,7 +50,12 @@ class SnapshotReading:
         """Looks what the snapshot at `lsn` has left behind `read_to`; False: nobody knows."""
         self._lsn = lsn
         if self._log.resumes:
-            self._rest = ledger.rest_of_snapshot(self._store, self._link, lsn, read_to)
+            rest = ledger.rest_of_snapshot(self._store, self._link, lsn, read_to)
+            # A store that failed over to an asynchronous standby may lack the last numbers: they
+            # would go to other rows, while this reader still has those that they were given to.
+            if rest is not None and (lsn, rest.last_seq) < read_to < (lsn, SEQ_END):
+                rest = None
+            self._rest = rest
         return self._rest is not None
 
     @contextlib.contextmanager

@@ -140,6 +140,10 @@ class ModelLog:
         one = self.rows.get(transaction)
         return one and one.state
 
+    def issued_again(self, transaction):
+        self._reach()
+        return any(found[:2] == transaction[:2] and found != transaction for found in self.rows)
+
     def hold(self, transaction, branch):
         self._reach()
         new = Logged(transaction, State.HELD, "", [], 0, 0, 0.0, True, {})

@@ -1,6 +1,7 @@
 """Two-phase commit: what follows what, and all or none behind any interleaving of crashes."""
 
 import contextlib
+import dataclasses
 import itertools
 
 import hypothesis
@@ -81,6 +82,7 @@ def test_what_the_log_does_not_know_is_aborted_unless_it_has_gone_back():
     assert judge(None, TransactionId(2, 10, "a"), here) is Verdict.ROLL_BACK
     assert judge(None, TransactionId(2, 11, "a"), here) is Verdict.HOLD
     assert judge(None, TransactionId(1, 3, "a"), here) is Verdict.HOLD
+    assert judge(None, TransactionId(2, 10, "a"), here, issued_again=True) is Verdict.HOLD
     for state in (State.COMMIT, State.COMMITTED):
         assert judge(state, TransactionId(1, 3, "a"), here) is Verdict.COMMIT
     assert judge(State.PREPARING, TransactionId(2, 3, "a"), here) is Verdict.LEAVE
@@ -259,3 +261,16 @@ def test_a_log_that_has_gone_back_holds_until_a_person_decides():
     found = recover(world.log, world.branches(), presume_abort=True)
     recover(world.log, world.branches())
     assert not world.stores[0].held and not any(store.rows for store in world.stores)
+
+
+def test_a_log_that_has_gone_back_on_the_same_timeline_holds_too():
+    """The second standby of one primary issues the numbers again that the first one issued."""
+    world = World([[], [], [], [], [], [("crash", 0)]])
+    world.apply(1, OnBranchDown.REFUSE)
+    (lost,) = world.stores[0].held
+    world.log = ModelLog()
+    other = world.log.begin(["west"], 60.0)[1]._replace(salt="another")
+    world.log.rows = {other: dataclasses.replace(*world.log.rows.values(), id=other)}
+    found = recover(world.log, world.branches())
+    assert {one for _, one in found.held} == {lost.transaction} and not found.rolled_back
+    assert world.stores[0].held

@@ -179,6 +179,12 @@ class DecisionLog:
         row = self._do(lambda conn: conn.execute(query, (str(transaction),)).fetchone())
         return None if row is None else State(row[0])
 
+    def issued_again(self, transaction: TransactionId) -> bool:
+        """Returns whether the log has given the number to another transaction."""
+        query = "SELECT FROM sync.two_phase WHERE starts_with(id, %s) AND id <> %s LIMIT 1"
+        prefix = f"{transaction.timeline}-{transaction.number}-"
+        return self._do(lambda conn: conn.execute(query, (prefix, str(transaction))).rowcount > 0)
+
     def hold(self, transaction: TransactionId, branch: str) -> None:
         """Notes that a branch waits for a person, since the log has gone back."""
 

@@ -89,7 +89,9 @@ def _recover_branch(
     for xid in branch.prepared(here.coordinator):
         # Asked behind the branch: the newest decision. `here` may be older than what was begun
         # since, but that the log knows.
-        verdict = judge(log.state_of(xid.transaction), xid.transaction, here)
+        logged = log.state_of(xid.transaction)
+        again = logged is None and log.issued_again(xid.transaction)
+        verdict = judge(logged, xid.transaction, here, again)
         if verdict is Verdict.HOLD:
             log.hold(xid.transaction, name)
             if presume_abort:

@@ -154,14 +154,21 @@ _VERDICTS = {
 }
 
 
-def judge(logged: State | None, found: TransactionId, here: Identity) -> Verdict:
+def judge(
+    logged: State | None, found: TransactionId, here: Identity, issued_again: bool = False
+) -> Verdict:
     """Returns what becomes of a branch that was found prepared.
 
     What the log does not know is rolled back: no decision to commit was ever noted. But not
     where the log has gone back since (a restored backup, a standby that lacked the end): it may
     have known, so such a branch waits for a person.
+
+    Args:
+      issued_again: the log has given the number to another transaction. It has gone back then,
+        though the timeline is the same: two standbys of one primary, promoted one after the
+        other, are on one.
     """
     if logged is not None:
         return _VERDICTS[logged]
     issued_here = found.timeline == here.timeline and found.number <= here.last
-    return Verdict.ROLL_BACK if issued_here else Verdict.HOLD
+    return Verdict.ROLL_BACK if issued_here and not issued_again else Verdict.HOLD

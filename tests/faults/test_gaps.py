@@ -11,7 +11,7 @@ import yaml
 from runners.embedded.postgres import PostgresServer
 from runners.embedded.traffic import Traffic
 from schemas.batches import Lane
-from schemas.positions import START, own_lsn
+from schemas.positions import START, Position, own_lsn
 from tests.edited_stores import EditedStore
 from tests.faults.harness import (
     CAMPUS,
@@ -356,6 +356,55 @@ def refused(site: Site, caplog) -> None:
     with site.store() as store:
         query = "SELECT FROM consult.vital_sign WHERE record_id = '50001'"
         assert store.execute(query).rowcount == 0
+
+
+@pytest.mark.parametrize("beyond", ["island", "set"])
+def test_a_source_that_lost_what_is_beyond_the_ledger(site, caplog, monkeypatch, beyond):
+    """It failed over: its slot and its tail are gone, of which the store has more than its ledger
+    says. A snapshot below that would leave the lost row for ever."""
+    monkeypatch.setattr("transforms.capture.link_reader._BACKOFF_MAX_S", 0.5)
+    site.write_config(limits=QUICK | {"resend_routine_s": 600.0})
+    first_run(site)
+    copy_of(site.source_server, "copy")
+    link = Link(site.settings())
+    link.hold(Lane.ROUTINE)
+    with link, site.hospital() as hospital:
+        hospital.execute(VITAL, [1001, 1002])
+        until(lambda: link.waiting(Lane.ROUTINE), 30, "a batch")
+        link.lose_next(Lane.ROUTINE)
+        write_log(site, 1)
+        hospital.execute(VITAL, [5001, 5001])
+        end = site.log_end()
+        link.release(Lane.ROUTINE)
+        until(lambda: (found := islands(site)) and found[-1].lsn >= end, 30, "an island")
+    if beyond == "set":  # Written to all stores at once, it leaves no island.
+        with site.store() as store:
+            store.execute("DELETE FROM sync.island")
+    restore(site.source_server, "copy")
+    drop_slot(site.config.sources[CAMPUS].dsn, site.settings().slot, 10)
+    assert site.progress().lsn <= site.log_end() < end
+    with Link(site.settings()), site.hospital() as hospital:
+        until(lambda: "restored from a backup" in caplog.text, 30, "the refusal")
+        assert site.snapshots() == [("first", "done")]
+        write_log(site, 2)
+        hospital.execute(VITAL, [6001, 6001])
+        site.drain()
+    site.prove()
+    assert site.snapshots() == [("first", "done"), ("slot_missing", "done")]
+    assert tombstones(site) == 1
+
+
+def islands(site: Site) -> list[Position]:
+    """Returns where they end."""
+    return [Position(row["end_lsn"], row["end_seq"]) for row in site.facts()["island"]]
+
+
+def write_log(site: Site, megabytes: int) -> None:
+    """Lengthens the source's log."""
+    with site.administrator() as administrator:
+        message = "SELECT pg_logical_emit_message(true, '', repeat('x', 1000000))"
+        for _ in range(megabytes):
+            administrator.execute(message)
 
 
 def test_a_restored_source_begins_another_log(site):

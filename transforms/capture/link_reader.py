@@ -215,6 +215,8 @@ class LinkReader:
             missed=not published.items() <= ledger.published(store, settings.name).items(),
         )
         reason = snapshot_reason(known)
+        if reason is not None:
+            self._refuse_lost_tail(store, state.log_end_lsn)
         self._lanes.start(progress)
         self._confirmed_lsn = state.confirmed_lsn
         reading = SnapshotReading(settings, self._log, store, self._monotonic)
@@ -238,6 +240,17 @@ class LinkReader:
                     self._wait(reading.pause_s)
                     if self._stopping.is_set():
                         return
+
+    def _refuse_lost_tail(self, store: psycopg.Connection, log_end_lsn: int) -> None:
+        """Refuses a log that ends before what the store has beyond its ledger.
+
+        A snapshot below those rows would neither renew nor sweep them.
+        """
+        name, campus = self._settings.name, self._settings.source
+        newest = ledger.newest_beyond(store, name, campus, log_end_lsn)
+        if newest:  # Other links may have read on meanwhile.
+            at = Position(newest, SEQ_END)
+            refuse_rewound(at, self._log.state(self._lanes.read_to).log_end_lsn)
 
     @contextlib.contextmanager
     def _beside(self, begin: Position) -> Iterator[ExpressReading | None]:

@@ -70,7 +70,7 @@ def refuse_rewound(applied: Position, log_end_lsn: int) -> None:
     """
     if applied.lsn > log_end_lsn:
         raise SourceRewound(
-            "the ledger is ahead of the source's log: the source was restored from a backup or "
+            "the store is ahead of the source's log: the source was restored from a backup or "
             f"replaced. {NEW_LOG_REMEDY}"
         )
 

@@ -9,6 +9,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 from schemas.batches import Lane
+from schemas.entities import TABLES
 from schemas.errors import StoreUnavailable
 from schemas.positions import SEQ_END, START, Position
 from schemas.receipts import Counts
@@ -84,6 +85,29 @@ def read(conn: psycopg.Connection, link: str) -> Progress:
             conn.execute("SELECT pg_current_xact_id(), pg_logical_emit_message(true, '', '')")
     lanes = {lane: Position(lsn, seq) for lane, lsn, seq in rows}
     return Progress(lanes.get(Lane.ROUTINE), lanes.get(Lane.EMERGENCY), snapshot_lsn)
+
+
+def newest_beyond(conn: psycopg.Connection, link: str, campus: str, lsn: int) -> int:
+    """Returns the last place behind `lsn` of which the store has anything, 0 if there is none.
+
+    Rows of sets (ADR 0026) and islands lie beyond the ledger. Costs one look at the block ranges
+    of each table (`quality_schema.changed_ddl`), and reads those that hold such a place of any
+    campus: at the worst the tables once, as a snapshot's sweeps do.
+    """
+    names = {"link": link, "campus": campus, "lsn": lsn}
+    return conn.execute(_NEWEST_BEYOND, names).fetchone()[0]
+
+
+_NEWEST_BEYOND = (
+    "SELECT coalesce(max(p.lsn), 0) FROM ("
+    "SELECT end_lsn FROM sync.island WHERE link = %(link)s AND end_lsn > %(lsn)s"
+    + "".join(
+        f" UNION ALL SELECT src_lsn FROM consult.{name}"
+        " WHERE campus = %(campus)s AND src_lsn > %(lsn)s"
+        for name in TABLES
+    )
+    + ") AS p (lsn)"
+)
 
 
 def escalations(conn: psycopg.Connection, campus: str) -> Escalations:

@@ -19,6 +19,17 @@ from transforms.capture.snapshot_part import Rest, SnapshotChanges
 from transforms.deliver import store_schema
 from transforms.escalations import Escalations
 
+_NEWEST_BEYOND = (
+    "SELECT coalesce(max(p.lsn), 0) FROM ("
+    "SELECT end_lsn FROM sync.island WHERE link = %(link)s AND end_lsn > %(lsn)s"
+    + "".join(
+        f" UNION ALL SELECT src_lsn FROM consult.{name}"
+        " WHERE campus = %(campus)s AND src_lsn > %(lsn)s"
+        for name in TABLES
+    )
+    + ") AS p (lsn)"
+)
+
 Span = tuple[Position, Position]  # (begin exclusive, end inclusive].
 
 
@@ -96,18 +107,6 @@ def newest_beyond(conn: psycopg.Connection, link: str, campus: str, lsn: int) ->
     """
     names = {"link": link, "campus": campus, "lsn": lsn}
     return conn.execute(_NEWEST_BEYOND, names).fetchone()[0]
-
-
-_NEWEST_BEYOND = (
-    "SELECT coalesce(max(p.lsn), 0) FROM ("
-    "SELECT end_lsn FROM sync.island WHERE link = %(link)s AND end_lsn > %(lsn)s"
-    + "".join(
-        f" UNION ALL SELECT src_lsn FROM consult.{name}"
-        " WHERE campus = %(campus)s AND src_lsn > %(lsn)s"
-        for name in TABLES
-    )
-    + ") AS p (lsn)"
-)
 
 
 def escalations(conn: psycopg.Connection, campus: str) -> Escalations:

@@ -3,7 +3,7 @@
 import dataclasses
 
 from schemas.errors import StoreUnavailable
-from transforms.two_phase.branches import BranchDown, BranchRefused
+from transforms.two_phase.branches import BranchDown, BranchRefused, Settled
 from transforms.two_phase.decision_log import Logged
 from transforms.two_phase.states import Event, Identity, State, TransactionId, Xid, follow
 
@@ -26,6 +26,12 @@ class ModelStore:
 
     def start(self) -> None:
         self.up = True
+
+    def fail_over(self) -> None:
+        """Goes on as a standby that lacks what was prepared last."""
+        self.crash()
+        self.held.clear()
+        self.start()
 
 
 class ModelBranch:
@@ -60,9 +66,11 @@ class ModelBranch:
     def settle(self, xid, commit):
         self._reach(fresh=True)
         rows = self._store.held.pop(xid, None)
-        if rows is not None and commit:
+        if rows is None:
+            return Settled.UNKNOWN
+        if commit:
             self._store.rows |= rows
-        return True
+        return Settled.DONE
 
     def prepared(self, coordinator):
         self._reach(fresh=True)

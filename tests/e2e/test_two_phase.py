@@ -223,6 +223,30 @@ def test_a_branch_that_another_session_holds_is_left_until_it_ends(sites):
     sites.assert_free()
 
 
+class Died(Exception):
+    """The coordinator is gone."""
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_a_branch_that_lost_its_promise_gets_the_set_nevertheless(sites, dies):
+    """As a standby looks that was promoted without the end of the log."""
+
+    def reached(step: str) -> None:
+        if step == "decided":
+            ((gid,),) = sites.ask("SELECT gid FROM pg_prepared_xacts", "east")
+            sites.ask(f"ROLLBACK PREPARED '{gid}'", "east")
+            if dies:
+                raise Died
+
+    with pytest.raises(Died) if dies else contextlib.nullcontext():
+        done = sites.apply(1, reached=reached)
+        assert (done.committed, done.waiting) == (True, ())
+    if dies:
+        sites.heal()
+    assert len(sites.content()) == 6
+    sites.assert_free()
+
+
 def test_a_coordinator_that_wakes_up_late_is_told_the_decision(sites):
     """It stands still with everything prepared; the servers and recovery do not wait for it."""
 

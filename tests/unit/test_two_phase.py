@@ -174,6 +174,8 @@ class World:
                 store.crash()
             elif event == "start":
                 store.start()
+            elif event == "standby":
+                store.fail_over()
             elif event == "log":
                 self.log.up = not self.log.up
             elif event == "half":
@@ -210,7 +212,9 @@ class World:
 
 
 EVENT = st.tuples(
-    st.sampled_from(["crash", "kill", "start", "log", "half", "refuse", "recover", "recover"]),
+    st.sampled_from(
+        ["crash", "kill", "start", "standby", "log", "half", "refuse", "recover", "recover"]
+    ),
     st.integers(0, len(NAMES) - 1),
 )
 
@@ -231,6 +235,20 @@ def test_any_interleaving_of_crashes_and_recoveries_ends_all_or_none(events, pol
         if number in world.told:
             assert bool(held[0]) == world.told[number], "the caller was told otherwise"
     assert not any(store.held for store in world.stores)
+
+
+@pytest.mark.parametrize("crash", [False, True])
+def test_a_branch_that_fails_over_behind_its_promise_gets_the_set(crash):
+    """By the coordinator that goes on, or by recovery where that is dead."""
+    behind = [("standby", 2), ("crash", 0)][: 2 if crash else 1]
+    world = World([[], [], [], [], [], [], [], [], behind])
+    world.apply(1, OnBranchDown.REFUSE)
+    assert not world.stores[2].held
+    assert world.told.get(1) is (None if crash else True)
+    if crash:
+        assert not world.stores[0].rows
+        recover(world.log, world.branches())
+    assert [store.rows.keys() for store in world.stores] == [ids_of(1)] * 3
 
 
 def test_a_degraded_set_is_marked_and_completed_later():

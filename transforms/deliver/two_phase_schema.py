@@ -1,6 +1,6 @@
 """The part of a consult store's schema that remembers what was written to several stores at once.
 
-It is used in the primary store alone. `content` is there only while a branch is missing.
+It is used in the primary store alone. `content` is there while a branch may be without it.
 """
 
 TWO_PHASE_DDL = """\

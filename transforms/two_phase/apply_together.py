@@ -12,6 +12,7 @@ from transforms.two_phase.branches import (
     BranchDown,
     BranchRefused,
     RowsRefused,
+    Settled,
 )
 from transforms.two_phase.decision_log import DecisionLog
 from transforms.two_phase.states import (
@@ -193,7 +194,10 @@ def _settled(log: DecisionLog, work: _Work, ordered: Sequence[Branch], state: St
         settled = branch.name not in work.told_to_prepare  # It can hold nothing.
         if not settled and work.votes[branch.name] is not Vote.DOWN:
             with contextlib.suppress(BranchDown, BranchRefused):
-                settled = branch.settle(work.xid(branch.name), commit)
+                found = branch.settle(work.xid(branch.name), commit)
+                if found is Settled.UNKNOWN and commit:  # Nothing changes where it has them.
+                    branch.apply(work.writes)
+                settled = found is not Settled.HELD
                 work.told |= {branch.name} if settled else set()
         (done if settled else waiting).append(branch.name)
         work.reached(f"settled {branch.name}")

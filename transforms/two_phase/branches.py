@@ -1,6 +1,7 @@
 """What a two-phase commit asks of a store, whatever its make, and how a store fails."""
 
 import abc
+import enum
 import math
 import typing
 from collections.abc import Sequence
@@ -29,6 +30,15 @@ class RowsRefused(BranchRefused):
     """A store will not take one of these rows for what is in it; it may take the others."""
 
 
+class Settled(enum.Enum):
+    """What became of an order to commit or to roll back."""
+
+    DONE = enum.auto()
+    HELD = enum.auto()  # Another session has it in hand; it is still prepared.
+    # It was settled before, or the store failed over to a standby that lacks it.
+    UNKNOWN = enum.auto()
+
+
 class Branch(typing.Protocol):
     """One store in a two-phase commit: a session of its own, opened when needed.
 
@@ -48,11 +58,8 @@ class Branch(typing.Protocol):
     def prepare(self) -> None:
         """Makes the open transaction survive everything until it is settled."""
 
-    def settle(self, xid: Xid, commit: bool) -> bool:
-        """Commits or rolls back; returns whether the store does not hold it prepared any more.
-
-        Called again, it changes nothing.
-        """
+    def settle(self, xid: Xid, commit: bool) -> Settled:
+        """Commits or rolls back; called again, it changes nothing."""
 
     def prepared(self, coordinator: str) -> list[Xid]:
         """Returns all that this store holds prepared for this coordinator and branch."""
@@ -94,7 +101,7 @@ class BranchSession(abc.ABC):
     def _begin(self, xid: Xid, seconds: float) -> None:
         """Opens the transaction over the session or a new one, with these limits."""
 
-    def settle(self, xid: Xid, commit: bool) -> bool:
+    def settle(self, xid: Xid, commit: bool) -> Settled:
         """As `Branch` has it."""
         known = self._conn is not None
         try:
@@ -105,7 +112,7 @@ class BranchSession(abc.ABC):
             return self._settle(xid, commit)  # The server had only ended the idle session.
 
     @abc.abstractmethod
-    def _settle(self, xid: Xid, commit: bool) -> bool:
+    def _settle(self, xid: Xid, commit: bool) -> Settled:
         """Settles once, over the session or a new one."""
 
 

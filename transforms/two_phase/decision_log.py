@@ -83,8 +83,8 @@ WHERE t.state <> ALL (%s) ORDER BY t.begun_at"""
 class Logged:
     """An unfinished transaction. `branches`: name to `asked`, `missing` or `done`.
 
-    A branch is missing where the set was committed elsewhere without it (degraded): `content`
-    is what it is to be given.
+    A branch is missing where the set was committed elsewhere without it (degraded). `content`
+    is there from the decision to commit until every branch has it.
     """
 
     id: TransactionId
@@ -155,7 +155,7 @@ class DecisionLog:
             late = late and event in (Event.WANT_COMMIT, Event.WANT_ABORT)
             after = follow(state, Event.DEADLINE if late else event)
             if after is not state:
-                kept = json.dumps(to_json(content)) if after is State.COMMIT and missing else None
+                kept = json.dumps(to_json(content)) if after is State.COMMIT else None
                 why = "deadline" if late else reason
                 conn.execute(_DECIDE, (after, why, kept, str(transaction)))
                 if after is State.COMMIT and missing:

@@ -19,6 +19,7 @@ from transforms.two_phase.branches import (
     BranchRefused,
     BranchSession,
     RowsRefused,
+    Settled,
     whole_seconds,
 )
 from transforms.two_phase.states import XID_FORMAT, Xid
@@ -114,7 +115,7 @@ class MariaDbBranch(BranchSession):
             except (pymysql.Error, *_LOST):
                 conn._force_close()
 
-    def _settle(self, xid: Xid, commit: bool) -> bool:
+    def _settle(self, xid: Xid, commit: bool) -> Settled:
         try:
             self._run(f"XA {'COMMIT' if commit else 'ROLLBACK'} {_literal(xid)}")
         except _RolledBack:
@@ -122,8 +123,9 @@ class MariaDbBranch(BranchSession):
                 raise
         except _Unknown:
             # Also said of a branch that another session still holds.
-            return xid not in self.prepared(xid.coordinator)
-        return True
+            held = xid in self.prepared(xid.coordinator)
+            return Settled.HELD if held else Settled.UNKNOWN
+        return Settled.DONE
 
     def _write(self, write: TableWrite) -> None:
         names = names_of(TABLES[write.table], write.bare)

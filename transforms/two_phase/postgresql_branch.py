@@ -23,6 +23,7 @@ from transforms.two_phase.branches import (
     BranchRefused,
     BranchSession,
     RowsRefused,
+    Settled,
     whole_seconds,
 )
 from transforms.two_phase.states import Xid
@@ -82,13 +83,14 @@ class PostgresBranch(BranchSession):
         if conn is not None:
             conn.close()
 
-    def _settle(self, xid: Xid, commit: bool) -> bool:
+    def _settle(self, xid: Xid, commit: bool) -> Settled:
         verb = sql.SQL("COMMIT PREPARED {}" if commit else "ROLLBACK PREPARED {}")
         try:
             self._run(verb.format(xid.gid))
         except _Unsettled:
-            return xid not in self.prepared(xid.coordinator)
-        return True
+            held = xid in self.prepared(xid.coordinator)
+            return Settled.HELD if held else Settled.UNKNOWN
+        return Settled.DONE
 
     def _end(self, verb: str, name: str = "") -> None:
         """Ends the transaction; a failed one would be rolled back without an error (trap 33)."""

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 
-from transforms.two_phase.branches import Branch, BranchDown, BranchRefused
+from transforms.two_phase.branches import Branch, BranchDown, BranchRefused, Settled
 from transforms.two_phase.decision_log import DecisionLog, Logged
 from transforms.two_phase.states import Identity, State, TransactionId, Verdict, judge
 
@@ -98,11 +98,12 @@ def _recover_branch(
                 log.presume_abort()
                 verdict = Verdict.ROLL_BACK
         settles = verdict in (Verdict.COMMIT, Verdict.ROLL_BACK)
-        if not (settles and branch.settle(xid, verdict is Verdict.COMMIT)):
+        settled = branch.settle(xid, verdict is Verdict.COMMIT) if settles else Settled.HELD
+        if settled is Settled.HELD:
             still.add(xid.transaction)
             (found.held if verdict is Verdict.HOLD else found.left).append((name, xid.transaction))
             continue
-        if verdict is Verdict.COMMIT:
+        if verdict is Verdict.COMMIT and settled is Settled.DONE:
             committed.add(xid.transaction)
         (found.committed if verdict is Verdict.COMMIT else found.rolled_back).append(
             (name, xid.transaction)
@@ -111,9 +112,11 @@ def _recover_branch(
     for one in decided:
         if one.branches.get(name) not in ("asked", "missing") or one.id in still:
             continue
-        if one.branches[name] == "missing" and one.id not in committed:
+        if one.state is State.COMMIT and one.id not in committed:
+            # One that was asked has them, or has failed over to a standby that lacks its promise.
             branch.apply(one.content)
-            found.completed.append((name, one.id))
+            if one.branches[name] == "missing":
+                found.completed.append((name, one.id))
             reached(f"completed {name}")
         log.note_done(one.id, [name])
         reached(f"noted {name}")

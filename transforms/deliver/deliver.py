@@ -76,7 +76,9 @@ class _DeliverFn(beam.DoFn):
         if not found:
             return Outcome(None, unclaimed)
         applied_to = None
-        HERE.begun(found)
+        # Elsewhere no reader would ever let go of what is noted here.
+        noted = found if self._settings.one_worker else ()
+        HERE.begun(noted)
         try:
             if self._sets is not None:
                 self._sets.bring(self._store, found)
@@ -87,7 +89,7 @@ class _DeliverFn(beam.DoFn):
             self._tell(str(error))
             return Outcome(None, unclaimed, len(found))
         finally:
-            HERE.ended(found, applied_to)
+            HERE.ended(noted, applied_to)
         HERE.applied(self._settings.name).set()
         if receipt.applied:  # A batch whose turn has not come is no sign that it goes on.
             self._tell("")

@@ -37,6 +37,16 @@ def sender_of(clock: Clock, **changes) -> LaneSender:
     return LaneSender(spool, monotonic=clock, resend_s=5.0, **{**settings, **changes})
 
 
+def delivering(clock: Clock) -> tuple[Parking, LaneSender, ChangeBatch]:
+    """Returns a sender that asks this parking, and its batch, which is just being delivered."""
+    here = Parking(bytes(16), clock)
+    sender = sender_of(clock, worked_at=lambda end: here.worked_at("a>b", Lane.ROUTINE, end))
+    sender.add(chain(1)[0])
+    sent = sender.next()
+    here.begun([sent])
+    return here, sender, sent
+
+
 def test_gathers_small_batches_until_the_oldest_has_waited():
     clock = Clock()
     sender = sender_of(clock, gather_rows=100, gather_s=0.1)
@@ -170,12 +180,7 @@ def test_sends_no_sliver_of_a_backlog():
 def test_what_is_being_delivered_here_is_not_sent_again():
     """However long its store takes; what was delivered in vain is lost again."""
     clock = Clock()
-    here = Parking(bytes(16), clock)
-    sender = sender_of(clock, worked_at=lambda end: here.worked_at("a>b", Lane.ROUTINE, end))
-    (change,) = chain(1)
-    sender.add(change)
-    sent = sender.next()
-    here.begun([sent])
+    here, sender, sent = delivering(clock)
     clock.now_s = 1000.0
     assert sender.next() is None
     here.ended([sent], None)
@@ -185,12 +190,7 @@ def test_what_is_being_delivered_here_is_not_sent_again():
 def test_what_was_applied_here_waits_longer_for_the_ledgers_word():
     """A store that crashes may still forget it: the ledger alone acknowledges."""
     clock = Clock()
-    here = Parking(bytes(16), clock)
-    sender = sender_of(clock, worked_at=lambda end: here.worked_at("a>b", Lane.ROUTINE, end))
-    (change,) = chain(1)
-    sender.add(change)
-    sent = sender.next()
-    here.begun([sent])
+    here, sender, sent = delivering(clock)
     clock.now_s = 100.0
     here.ended([sent], sent.end)
     clock.now_s = 119.9

@@ -18,6 +18,7 @@ from transforms.deliver import store_schema
 from transforms.deliver.edits.exchange_records import Puller, connect, fold_pending
 from transforms.deliver.edits.hold_records import PASSING
 from transforms.deliver.edits.open_store import open_store
+from transforms.tell_once import TellOnce
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -115,7 +116,7 @@ class _Work(threading.Thread):
         super().__init__(name=name, daemon=True)
         self._begin = begin
         self.stopping = threading.Event()
-        self._said = ""
+        self._tell = TellOnce(_LOGGER, name)
         self._failures = 0
 
     def run(self) -> None:
@@ -140,11 +141,6 @@ class _Work(threading.Thread):
             self._tell("")
             if not more:
                 self.stopping.wait(POLL_S)
-
-    def _tell(self, what: str) -> None:
-        if what != self._said:
-            _LOGGER.warning("%s: %s", self.name, what or "goes on")
-            self._said = what
 
 
 class ConflictCollector(Collector):

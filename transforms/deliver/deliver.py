@@ -21,6 +21,7 @@ from transforms.deliver.store import Store
 from transforms.deliver.work_ahead import Outcome, WorkAhead
 from transforms.parking import HERE
 from transforms.seal_dead_letters import Sealer
+from transforms.tell_once import TellOnce
 
 _LOGGER = logging.getLogger(__name__)
 _AHEAD_MAX = 8  # Panes delivered before they have come; credit allows some three under way.
@@ -37,7 +38,7 @@ class _DeliverFn(beam.DoFn):
         self._settings = settings
         self._lane = lane
         self._now_us = now_us
-        self._said = ""
+        self._tell = TellOnce(_LOGGER, f"link {settings.name}, {lane} lane")
         self._store: Store | None = None
         self._sets: SetWriter | None = None
         self._unclaimed = Metrics.counter("deliver", f"{lane}_unclaimed_batches_total")
@@ -94,13 +95,6 @@ class _DeliverFn(beam.DoFn):
         if receipt.applied:  # A batch whose turn has not come is no sign that it goes on.
             self._tell("")
         return Outcome(receipt if receipt.applied else None, unclaimed)
-
-    def _tell(self, what: str) -> None:
-        """Logs once what keeps the link's lane, however often its batches are sent again."""
-        if what != self._said:
-            place = (self._settings.name, self._lane)
-            _LOGGER.warning("link %s, %s lane: %s", *place, what or "goes on")
-            self._said = what
 
     def _told(self, outcome: Outcome, late: int = 0) -> Iterator[Receipt]:
         self._unclaimed.inc(outcome.unclaimed)

@@ -10,7 +10,7 @@ from runners.cli import main
 from runners.embedded.mariadb import MariaDbServer
 from runners.embedded.postgres import PostgresServer
 from tests.e2e.test_mariadb_link import CAMPUS_B, PATIENT, RESULT, Campus
-from tests.faults.harness import Link, until
+from tests.faults.harness import Link, drop_slots, until
 from tests.one_link import OneLink
 
 pytest_plugins = ["tests.fixtures_mariadb"]
@@ -162,8 +162,8 @@ def postgresql(request, postgres_server: PostgresServer, database, tmp_path):
     )
     made.execute("CREATE PUBLICATION campus_sync FOR TABLE allergies")
     yield made
-    made.execute("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots"
-                 " WHERE database = current_database()")  # fmt: skip
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        drop_slots(connection)
 
 
 @pytest.mark.parametrize(

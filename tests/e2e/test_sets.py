@@ -21,7 +21,7 @@ from runners.embedded.postgres import PostgresServer
 from schemas.batches import Lane
 from schemas.clocks import wall_clock_us
 from schemas.reports import SET_DIVIDED, SETS_APART, SETS_WAIT, State
-from tests.faults.harness import SOURCE_SETTINGS, Network, seed_of_this_run, until
+from tests.faults.harness import SOURCE_SETTINGS, Network, drop_slots, seed_of_this_run, until
 from tests.set_sites import RESULT, ROOT, WEST, SetLink, SetSite, Watcher, prescribe
 from tests.two_phase_sites import PREPARED
 
@@ -56,14 +56,7 @@ def site(servers, tmp_path) -> collections.abc.Iterator[SetSite]:
     for server in servers.values():
         server.start()
     with made.administrator() as connection:
-        slots = "SELECT slot_name FROM pg_replication_slots WHERE database = current_database()"
-        idle = f"{slots} AND NOT active"
-        until(
-            lambda: connection.execute(slots).rowcount == connection.execute(idle).rowcount,
-            15,
-            "readers are gone",
-        )
-        connection.execute(f"SELECT pg_drop_replication_slot(slot_name) FROM ({slots}) AS s")
+        drop_slots(connection)
 
 
 @contextlib.contextmanager

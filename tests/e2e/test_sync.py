@@ -23,6 +23,7 @@ from tests.faults.harness import (
     Link,
     Network,
     Site,
+    drop_slots,
     seed_of_this_run,
     until,
 )
@@ -50,20 +51,8 @@ def site(servers, tmp_path):
     source, store = servers
     made = Site(tmp_path, source, {"primary": store}, f"_{next(_NUMBERS)}")
     yield made
-    drop_slots(made)
-
-
-def drop_slots(site: Site) -> None:
-    """Drops every slot of the site's database once its reader is gone."""
-    query = "SELECT slot_name, active FROM pg_replication_slots WHERE database = current_database()"
-    with site.administrator() as connection:
-        until(
-            lambda: not any(active for _, active in connection.execute(query).fetchall()),
-            10,
-            "readers are gone",
-        )
-        for name, _ in connection.execute(query).fetchall():
-            connection.execute("SELECT pg_drop_replication_slot(%s)", [name])
+    with made.administrator() as connection:
+        drop_slots(connection)
 
 
 class Witness:

@@ -90,6 +90,14 @@ def drop_slot(dsn: str, slot: str, seconds: float) -> None:
     slots.drop(dsn, slot)
 
 
+def drop_slots(connection: psycopg.Connection) -> None:
+    """Drops every slot of the connection's database once its last reader has left."""
+    names = "SELECT slot_name FROM pg_replication_slots WHERE database = current_database()"
+    active = f"{names} AND active"
+    until(lambda: not connection.execute(active).rowcount, 15, "the readers' leave")
+    connection.execute(f"SELECT pg_drop_replication_slot(slot_name) FROM ({names}) AS s")
+
+
 class Site:
     """One campus's source, the stores that it feeds and their configuration.
 

@@ -13,6 +13,7 @@ from runners.embedded.postgres import PostgresServer
 from runners.preflight import Finding, Severity, check
 from schemas.config import Config, load
 from schemas.mappings import load_mapping
+from tests.faults.harness import drop_slots
 
 HOSPITAL = pathlib.Path(runners.embedded.__file__).with_name("hospital.sql").read_text()
 MAKE_SLOT = "SELECT pg_create_logical_replication_slot('campus_sync_main_primary', 'pgoutput')"
@@ -63,8 +64,9 @@ dead_letter_key: "file:dead-letter.key"
             connection.execute(f"GRANT SELECT ON ALL TABLES IN SCHEMA {schema} TO sync")
         connection.execute(f"CREATE PUBLICATION campus_sync FOR TABLE {', '.join(TABLES)}")
         yield config, connection
-    with server.connect() as connection:
-        connection.execute("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots")
+        drop_slots(connection)
+        physical = "SELECT slot_name FROM pg_replication_slots WHERE database IS NULL"
+        connection.execute(f"SELECT pg_drop_replication_slot(slot_name) FROM ({physical}) AS s")
         connection.execute("ALTER ROLE sync REPLICATION")
 
 

@@ -28,6 +28,7 @@ from schemas.positions import lsn_in
 from schemas.receipts import Counts
 from schemas.reconcile_schedule import Standing, standings
 from schemas.reports import (
+    LOG_REWOUND,
     SCHEMA_DRIFT,
     SNAPSHOT_WAITS,
     AlarmCount,
@@ -46,6 +47,7 @@ from schemas.reports import (
 from schemas.sketches import WINDOW_S, LagSketch, merge_all
 from transforms import postgresql_sessions
 
+_TOLD = (SCHEMA_DRIFT, SNAPSHOT_WAITS, LOG_REWOUND)  # Kinds of incident, while they are open.
 _RECENT_US = 60_000_000
 _CONNECT_TIMEOUT_S = 3
 _OPTIONS = "-c statement_timeout=30000 -c default_transaction_read_only=on -c timezone=UTC"
@@ -142,9 +144,7 @@ class Observer:
             **_named(stores),
             reconciliations=self._reconciliations(primary, now_us),
             incidents=tuple(
-                one
-                for one in incidents_of(stores)
-                if one.kind in (SCHEMA_DRIFT, SNAPSHOT_WAITS) and one.state == "open"
+                one for one in incidents_of(stores) if one.kind in _TOLD and one.state == "open"
             ),
         )
 

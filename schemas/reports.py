@@ -18,6 +18,7 @@ from schemas.tables import Kind
 
 VERSION = 1
 SNAPSHOT_WAITS = "snapshot_waits"  # Kind of incident: the source lets none begin yet.
+LOG_REWOUND = "log_rewound"  # Kind of incident: the source's log ended before what was read of it.
 SCHEMA_DRIFT = "schema_drift"  # Kind of incident: tables of the source are not as mapped.
 ONE_SIDED = "emergency_one_sided"  # Kind of incident: one store has an emergency, one has not.
 # Of sets that are to be written to several stores as one: they wait for a store that is down; the

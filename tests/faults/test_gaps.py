@@ -12,6 +12,7 @@ from runners.embedded.postgres import PostgresServer
 from runners.embedded.traffic import Traffic
 from schemas.batches import Lane
 from schemas.positions import START, Position, own_lsn
+from schemas.reports import LOG_REWOUND
 from tests.edited_stores import EditedStore
 from tests.faults.harness import (
     CAMPUS,
@@ -359,6 +360,37 @@ def refused(site: Site, caplog) -> None:
         assert store.execute(query).rowcount == 0
 
 
+@pytest.mark.parametrize("meanwhile", ["stopped", "running"])
+def test_a_source_that_kept_its_slot_but_lost_its_tail(site, caplog, monkeypatch, meanwhile):
+    """Grown past what was lost its log looks like one that never went back, but what it says of
+    that stretch is new: the store would count it as applied long ago."""
+    monkeypatch.setattr("transforms.capture.link_reader._BACKOFF_MAX_S", 0.5)
+    first_run(site)
+    copy_of(site.source_server, "copy")
+    with contextlib.ExitStack() as stack, Link(site.settings()), site.hospital() as hospital:
+        hospital.execute(VITAL, [1001, 6000])
+        site.drain()
+        if meanwhile == "running":
+            restore_source(site)
+            until(lambda: "restored from a backup" in caplog.text, 30, "the refusal")
+            stack.enter_context(site.hospital()).execute(VITAL, [7001, 7001])
+    if meanwhile == "stopped":
+        restore_source(site)
+        with Link(site.settings()):
+            until(lambda: "restored from a backup" in caplog.text, 30, "the refusal")
+        with site.hospital() as hospital:
+            hospital.execute(VITAL, [7001, 7001])
+    assert open_incidents(site) == [LOG_REWOUND]
+    end = site.progress().lsn
+    until(lambda: write_log(site, 1) or site.log_end() > end, 30, "a longer log")
+    with Link(site.settings()):
+        site.drain()
+    site.prove()
+    assert site.snapshots() == [("first", "done"), ("rewound", "done")]
+    assert tombstones(site) == 5000
+    assert open_incidents(site) == []
+
+
 @pytest.mark.parametrize("beyond", ["island", "set"])
 def test_a_source_that_lost_what_is_beyond_the_ledger(site, caplog, monkeypatch, beyond):
     """It failed over: its slot and its tail are gone, of which the store has more than its ledger
@@ -393,6 +425,11 @@ def test_a_source_that_lost_what_is_beyond_the_ledger(site, caplog, monkeypatch,
     site.prove()
     assert site.snapshots() == [("first", "done"), ("slot_missing", "done")]
     assert tombstones(site) == 1
+
+
+def open_incidents(site: Site) -> list[str]:
+    with site.store() as store:
+        return [k for (k,) in store.execute("SELECT kind FROM sync.incident WHERE state = 'open'")]
 
 
 def islands(site: Site) -> list[Position]:

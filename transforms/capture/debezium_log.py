@@ -39,6 +39,7 @@ class DebeziumLog:
 
     sweeps_all = False  # A table that was empty, or not read, has no event that says which.
     resumes = False
+    known_again = True  # By its topics' ids.
 
     def __init__(
         self,

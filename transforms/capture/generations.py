@@ -34,6 +34,7 @@ class LaterLog:
     def __init__(self, log: SourceLog, generation: int):
         self._log, self._generation = log, generation
         self.sweeps_all, self.resumes = log.sweeps_all, log.resumes
+        self.known_again = log.known_again
 
     def _own_lsn(self, lsn: int) -> int:
         return own_position(self._generation, Position(lsn, SEQ_END)).lsn

@@ -14,12 +14,18 @@ from schemas.errors import CampusSyncError, SourceUnavailable, StoreUnavailable,
 from schemas.links import LinkSettings
 from schemas.mappings import load_mapping
 from schemas.positions import SEQ_END, START, Position
-from schemas.reports import SNAPSHOT_WAITS
+from schemas.reports import LOG_REWOUND, SNAPSHOT_WAITS
 from transforms.capture.express import ExpressReading
 from transforms.capture.interpret import Interpreter
 from transforms.capture.log_of_link import log_of
 from transforms.capture.postgresql.slots import SlotState
-from transforms.capture.resume import Known, can_resume, refuse_rewound, snapshot_reason
+from transforms.capture.resume import (
+    Known,
+    SourceRewound,
+    can_resume,
+    refuse_rewound,
+    snapshot_reason,
+)
 from transforms.capture.shared_log import SharedLog, Stretch, shared_log
 from transforms.capture.snapshot_reading import SnapshotReading
 from transforms.capture.source_log import GapFound, LogStream
@@ -86,6 +92,7 @@ class LinkReader:
         # What is known of parents is one link's own state: its reading is, too.
         self._shared = SharedLog() if has_parents else shared_log(settings)
         self._joined = False
+        self._lost_to = START
         self._confirmed_lsn = 0
         self._published: dict[str, str] = {}
         self._drift: dict[str, str] = {}
@@ -179,7 +186,7 @@ class LinkReader:
             state = self._log.state(applied)
             if self._joined:
                 # It may have come back as an older copy of itself.
-                refuse_rewound(self._lanes.read_to, state.log_end_lsn)
+                self._refuse_rewound(store, self._lanes.read_to, state.log_end_lsn)
             published = self._log.memberships()
             gone = self._mapping.tables.keys() - published.keys()
             ledger.forget_published(store, settings.name, gone)
@@ -201,8 +208,9 @@ class LinkReader:
         published = {name: text for name, text in published.items() if name not in drift}
         ledger.pass_delivered(store, settings.name)
         progress = ledger.read(store, settings.name)
-        for applied in (progress.routine, progress.emergency):
-            refuse_rewound(applied or START, state.log_end_lsn)
+        # What was read and is on its way may arrive yet.
+        for applied in (progress.routine, progress.emergency, self._lost_to):
+            self._refuse_rewound(store, applied or START, state.log_end_lsn)
         known = Known(
             ledger=progress.routine,
             snapshot_lsn=progress.snapshot_lsn,
@@ -213,9 +221,10 @@ class LinkReader:
             new_tables=self._log.sweeps_all
             and not self._mapping.tables.keys() - drift <= ledger.read_tables(store, settings.name),
             missed=not published.items() <= ledger.published(store, settings.name).items(),
+            rewound=sla_store.is_open(store, settings.name, LOG_REWOUND),
         )
         reason = snapshot_reason(known)
-        if reason is not None:
+        if reason is not None or not self._log.known_again:
             self._refuse_lost_tail(store, state.log_end_lsn)
         self._lanes.start(progress)
         self._confirmed_lsn = state.confirmed_lsn
@@ -228,7 +237,8 @@ class LinkReader:
             return
         ledger.forget_published(store, settings.name, drift)
         with opened as (point, parts):
-            sla_store.close_incident(store, settings.name, SNAPSHOT_WAITS)
+            for kind in (SNAPSHOT_WAITS, LOG_REWOUND):
+                sla_store.close_incident(store, settings.name, kind)
             self._confirmed_lsn = point.lsn + 1
             with self._beside(Position(point.lsn, SEQ_END)) as express:
                 for raw in parts:
@@ -244,13 +254,27 @@ class LinkReader:
     def _refuse_lost_tail(self, store: psycopg.Connection, log_end_lsn: int) -> None:
         """Refuses a log that ends before what the store has beyond its ledger.
 
-        A snapshot below those rows would neither renew nor sweep them.
+        A snapshot below those rows would neither renew nor sweep them, and changes in an island
+        there would count as applied.
         """
         name, campus = self._settings.name, self._settings.source
         newest = ledger.newest_beyond(store, name, campus, log_end_lsn)
         if newest:  # Other links may have read on meanwhile.
             at = Position(newest, SEQ_END)
-            refuse_rewound(at, self._log.state(self._lanes.read_to).log_end_lsn)
+            log_end_lsn = self._log.state(self._lanes.read_to).log_end_lsn
+            self._refuse_rewound(store, at, log_end_lsn)
+
+    def _refuse_rewound(self, store: psycopg.Connection, at: Position, log_end_lsn: int) -> None:
+        """Refuses a log that ends before `at`, and notes that it did: once it has grown past, it
+        may look like one that never went back."""
+        try:
+            refuse_rewound(at, log_end_lsn)
+        except SourceRewound as error:
+            if not self._log.known_again:
+                self._joined, self._lost_to = False, max(at, self._lost_to)
+                detail = f"{error} Otherwise it is read whole once it has grown past that."
+                sla_store.keep_incident(store, self._settings.name, LOG_REWOUND, detail)
+            raise
 
     @contextlib.contextmanager
     def _beside(self, begin: Position) -> Iterator[ExpressReading | None]:

@@ -38,6 +38,7 @@ class MariadbLog:
     """
 
     sweeps_all = resumes = True
+    known_again = True  # By what stood where it was read last.
 
     def __init__(
         self,

@@ -27,6 +27,7 @@ class PostgresqlLog:
     """`SourceLog` over a logical replication slot of the link's own (ADR 0003)."""
 
     sweeps_all = resumes = True
+    known_again = False
 
     def __init__(
         self,

@@ -21,6 +21,7 @@ class Reason(enum.StrEnum):
     LEDGER_BEHIND = "ledger_behind"
     INTERRUPTED = "interrupted"
     NEW_TABLES = "new_tables"
+    REWOUND = "rewound"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Known:
       log_end_lsn: end of the source's log now.
       new_tables: whether the mapping has tables that no snapshot of the link has read.
       missed: whether some of the mapped tables was not in the log all the time.
+      rewound: whether the log once ended before what was read of it.
     """
 
     ledger: Position | None
@@ -45,6 +47,7 @@ class Known:
     log_end_lsn: int
     new_tables: bool = False
     missed: bool = False
+    rewound: bool = False
 
     @property
     def interrupted(self) -> bool:
@@ -56,7 +59,7 @@ class Known:
 
 def can_resume(known: Known) -> bool:
     """Whether the latest snapshot broke off and all of the log behind it is there to follow it."""
-    if not known.interrupted or known.snapshot_lsn > known.log_end_lsn:
+    if known.rewound or not known.interrupted or known.snapshot_lsn > known.log_end_lsn:
         return False
     whole = known.slot_exists and not known.slot_lost and not known.missed
     return whole and known.confirmed_lsn <= known.snapshot_lsn + 1
@@ -96,5 +99,7 @@ def snapshot_reason(known: Known) -> Reason | None:
         return Reason.SLOT_INVALIDATED
     if known.confirmed_lsn > known.ledger.acknowledgeable_lsn:
         return Reason.LEDGER_BEHIND
+    if known.rewound:  # Where it was shorter it says other things now, at places that were read.
+        return Reason.REWOUND
     # A table that joined the publication later: what it held before is in no stream.
     return Reason.NEW_TABLES if known.new_tables or known.missed else None

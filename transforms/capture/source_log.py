@@ -83,10 +83,12 @@ class SourceLog(typing.Protocol):
     Attributes:
       sweeps_all: whether a snapshot ends with a sweep of every mapped table.
       resumes: whether a snapshot that broke off can be gone on with, by `view`.
+      known_again: whether a log that went back is told from the old one when it has grown past it.
     """
 
     sweeps_all: bool
     resumes: bool
+    known_again: bool
 
     def require_covered(self) -> dict[str, str]:
         """Makes sure that all mapped tables that are there are in the log; returns `drift`.

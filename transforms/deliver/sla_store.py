@@ -161,6 +161,12 @@ def keep_incident(conn: psycopg.Connection, link: str, kind: str, detail: str) -
     return set_incident(conn, link, kind, detail)
 
 
+def is_open(conn: psycopg.Connection, link: str, kind: str) -> bool:
+    """Returns whether an incident of this link and kind is open."""
+    query = "SELECT FROM sync.incident WHERE link = %s AND kind = %s AND state = 'open'"
+    return conn.execute(query, (link, kind)).rowcount > 0
+
+
 def note_past(conn: psycopg.Connection, link: str, kind: str, detail: str) -> None:
     """Notes something that has happened and is over, once."""
     conn.execute(

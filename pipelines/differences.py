@@ -22,6 +22,7 @@ from schemas.errors import (
 )
 from schemas.positions import Position
 from schemas.reconciliation import DIFFERING
+from transforms.deliver.edits.edit_schema import EDITED
 from transforms.differing_rows import LSN_MAX, Excuses, Found, differences
 from transforms.row_sets import (
     Reading,
@@ -55,7 +56,9 @@ FROM sync.dead_letter WHERE link = %s AND state = 'open'"""
 _HOLDS = """\
 SELECT src_table, max(lsn) FROM sync.hold WHERE link = %s AND state = 'open' GROUP BY 1"""
 _RECORDS = "SELECT to_regclass('sync.record')"
-_EDITED = "SELECT record_id FROM sync.record WHERE campus = %s AND table_name = %s"
+_EDITED = """\
+SELECT record_id FROM sync.record WHERE campus = %(campus)s AND table_name = %(table)s
+UNION ALL SELECT record_id FROM sync.edit WHERE campus = %(campus)s AND table_name = %(table)s"""
 
 
 class Ends:
@@ -113,7 +116,7 @@ class Ends:
             with contextlib.suppress(psycopg.Error), self.stores[link.store].connect() as conn:
                 if conn.execute(_RECORDS).fetchone()[0] is None:
                     continue
-                cursor = conn.execute(_EDITED, (campus, table))
+                cursor = conn.execute(_EDITED, {"campus": campus, "table": table})
                 while rows := cursor.fetchmany(10_000):
                     found.append(hash_ids(pa.array([row[0] for row in rows], pa.utf8())))
         return np.unique(np.concatenate(found))
@@ -351,7 +354,7 @@ class Ends:
         sums, edited = StoreSums(), self.edited(campus, table)
         span, side = self.followed(campus), self.stores[store]
         with side.connect() as conn:
-            only = "(deleted OR version_vector IS NOT NULL)"
+            only = f"(deleted OR {EDITED.format('')})"
             for rows in self.counted(side.rows(conn, campus, table, only=only)):
                 sums.add(rows, edited, span)
         return sums.tombstones, sums.edited

@@ -22,6 +22,7 @@ from schemas.positions import SEQ_END, Position, lsn_in
 from schemas.reread import Key, Span
 from transforms import postgresql_sessions
 from transforms.checksum import digest_rows
+from transforms.deliver.edits.edit_schema import EDITED
 from transforms.harmonise import Harmoniser
 from transforms.harmonise.lookups import Lookups
 from transforms.read_rows import ColumnRead, Form, content_columns, read_rows
@@ -379,7 +380,7 @@ class StoreSide:
             ColumnRead("_src_lsn", "src_lsn", Form.INT),
             ColumnRead("_deleted", "deleted", Form.BOOL),
             ColumnRead("_from", "src_table", Form.TEXT),
-            ColumnRead("_edited", "version_vector IS NOT NULL", Form.BOOL),
+            ColumnRead("_edited", EDITED.format(""), Form.BOOL),
         ]
         literal = sql.Literal(campus).as_string(conn)
         place = f"consult.{_quoted(table)} WHERE campus = {literal} AND {only}"

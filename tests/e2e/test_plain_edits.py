@@ -31,7 +31,7 @@ _PARTS = 4  # A failure stops its part only.
 _FOUND = (350, 352, 479)
 # What stores come to agree on: the content of a tombstone each keeps as it had it.
 _AGREED = (
-    "SELECT to_jsonb(r) - 'change' - 'urgent' FROM sync.record r",
+    "SELECT to_jsonb(r) - '{change,urgent,taken_from}'::text[] FROM sync.record r",
     "SELECT id, rule, versions, state FROM sync.conflict WHERE state <> 'closed'",
     *(
         "SELECT CASE WHEN deleted THEN jsonb_build_array(record_id, campus, src_table, src_lsn,"

@@ -754,7 +754,7 @@ CREATE TABLE IF NOT EXISTS sync.edit (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     record_id text COLLATE "C" NOT NULL, table_name text COLLATE "C" NOT NULL,
     campus text COLLATE "C" NOT NULL, op "char" NOT NULL, actor text NOT NULL,
-    counter bigint NOT NULL, hlc bigint NOT NULL, lane text NOT NULL, role text NOT NULL,
+    hlc bigint NOT NULL, lane text NOT NULL, role text NOT NULL,
     editor text NOT NULL, reason text NOT NULL, distrusted text[] NOT NULL,
     before jsonb, after jsonb);
 CREATE INDEX IF NOT EXISTS edit_record ON sync.edit (record_id, table_name, campus);
@@ -762,7 +762,7 @@ CREATE INDEX IF NOT EXISTS edit_urgent ON sync.edit (id) WHERE lane = 'emergency
 CREATE TABLE IF NOT EXISTS sync.record (
     record_id text COLLATE "C", table_name text COLLATE "C", campus text COLLATE "C",
     src_table text NOT NULL DEFAULT '', seen jsonb NOT NULL, record jsonb, change bigint,
-    urgent boolean NOT NULL DEFAULT false,
+    urgent boolean NOT NULL DEFAULT false, taken_from text,
     PRIMARY KEY (record_id, table_name, campus)) WITH (fillfactor = 70);
 CREATE INDEX IF NOT EXISTS record_change ON sync.record (change);
 CREATE INDEX IF NOT EXISTS record_urgent ON sync.record (change) WHERE urgent;
@@ -839,9 +839,10 @@ BEGIN
             PERFORM sync.refuse_edit(what || ' is created by the campus''s own system alone',
                 'register it there; it arrives here by itself.');
         ELSIF after ->> 'src_table' <> '' OR (after ->> 'src_lsn')::bigint <> 0
-            OR after ->> 'version_vector' IS NOT NULL OR (after ->> 'deleted')::boolean THEN
+            OR (after ->> 'src_seq')::bigint <> -1 OR after ->> 'version_vector' IS NOT NULL
+            OR (after ->> 'deleted')::boolean THEN
             PERFORM sync.refuse_edit('a client gives ' || what || ' a place in a source''s log',
-                'leave out src_table, src_lsn, version_vector and deleted.');
+                'leave out src_table, src_lsn, src_seq, version_vector and deleted.');
         END IF;
         RETURN;
     END IF;
@@ -883,8 +884,10 @@ BEGIN
     END IF;
 END $$;
 
--- Written for the usual edit of a single row: in each transaction PL/pgSQL prepares anew every
--- expression and statement that it comes by, which costs more than most of them do.
+-- The usual edit of a single row is noted by one statement, which passes over all that is not
+-- plainly allowed: in each transaction PL/pgSQL prepares anew every expression and statement that
+-- it comes by, which costs more than most of them do. Which version an edit is, and what its row
+-- shows then, is settled where it is folded in.
 CREATE OR REPLACE FUNCTION sync.take_edit() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp SET TimeZone = 'UTC' AS $$
@@ -894,72 +897,68 @@ DECLARE
     target text;
     before jsonb;
     after jsonb;
-    key_id text;
-    key_campus text;
-    key_source text;
-    gone boolean;
-    known jsonb;
-    counter bigint;
-    stamp bigint;
     session text;
     given record;
 BEGIN
-    SELECT s.name || '.' || sync.incarnation_of(d.oid, s.salt) AS actor, s.distrusted,
-        s.clock_offset_us, p.editable, p.archived_column, p.archived_values, p.roles,
+    INSERT INTO sync.edit (record_id, table_name, campus, op, actor, hlc, lane, role, editor,
+        reason, distrusted, before, after)
+    SELECT coalesce(NEW.record_id, OLD.record_id), TG_TABLE_NAME, coalesce(NEW.campus, OLD.campus),
+        CASE WHEN NEW.deleted IS NOT FALSE THEN 'D' ELSE left(TG_OP, 1) END::"char",
+        s.name || '.' || sync.incarnation_of(d.oid, s.salt), (SELECT CASE WHEN t.stamp > t.following THEN setval('sync.hlc', t.stamp) ELSE t.following END
+            FROM (SELECT ((w.us / 1000) << 16) | ((w.us % 1000) << 6) AS stamp,
+                    nextval('sync.hlc') AS following
+                FROM (SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint
+                    + s.clock_offset_us AS us OFFSET 0) AS w OFFSET 0) AS t), j.lane, j.role,
+        coalesce(nullif(current_setting('campus_sync.editor', true), ''), session_user),
+        coalesce(current_setting('campus_sync.reason', true), ''), s.distrusted,
+        j.before, j.after
+    FROM sync.store s, sync.policy p, pg_database d, LATERAL (SELECT
+        CASE WHEN TG_OP <> 'INSERT' THEN to_jsonb(OLD) END AS before,
+        CASE WHEN TG_OP <> 'DELETE' THEN to_jsonb(NEW) END AS after,
         coalesce(nullif(current_setting('campus_sync.lane', true), ''), 'routine') AS lane,
-        coalesce(current_setting('campus_sync.role', true), '') AS role,
-        coalesce(nullif(current_setting('campus_sync.editor', true), ''), session_user) AS editor,
-        coalesce(current_setting('campus_sync.reason', true), '') AS reason,
-        coalesce(current_setting('campus_sync.session', true), '') AS session
-    INTO given FROM sync.store s LEFT JOIN sync.policy p ON p.table_name = TG_TABLE_NAME
-        LEFT JOIN pg_database d ON d.datname = current_database();
-    IF NOT FOUND THEN
+        coalesce(current_setting('campus_sync.role', true), '') AS role OFFSET 0) AS j
+    WHERE p.table_name = TG_TABLE_NAME AND d.datname = current_database() AND j.lane IN ('emergency', 'routine') AND (j.role = '' OR j.role = ANY (p.roles))
+        AND CASE TG_OP
+            WHEN 'INSERT' THEN p.created AND NEW.src_table = '' AND NEW.src_lsn = 0
+                AND NEW.src_seq = -1 AND NEW.version_vector IS NULL AND NOT NEW.deleted
+            WHEN 'UPDATE' THEN OLD.version_vector IS NOT NULL AND NOT OLD.deleted
+                AND NOT NEW.deleted AND j.before - p.editable = j.after - p.editable
+                AND j.before <> j.after AND (p.archived_column IS NULL
+                    OR coalesce(j.before ->> p.archived_column, '') <> ALL (p.archived_values))
+            ELSE false END;
+    IF FOUND THEN RETURN NULL; END IF;
+
+    target := format('%I.%I', TG_TABLE_SCHEMA, TG_TABLE_NAME);
+    IF NOT EXISTS (SELECT FROM sync.store) THEN
         -- Rows laid by hand by whoever owns the store, before it takes part in anything.
-        IF has_table_privilege(session_user, 'sync.store', 'UPDATE') THEN RETURN NULL; END IF;
-        PERFORM sync.refuse_edit('this consult store is not open for edits yet',
-            'start `campus-sync run` once: it gives the store its name and its policies.');
-    END IF;
-    IF TG_OP = 'INSERT' THEN
-        after := to_jsonb(NEW);
-        gone := NEW.deleted;
-        key_id := NEW.record_id;
-        key_campus := NEW.campus;
-        key_source := NEW.src_table;
-    ELSE
-        before := to_jsonb(OLD);
-        known := OLD.version_vector;
-        key_id := OLD.record_id;
-        key_campus := OLD.campus;
-        key_source := OLD.src_table;
-        IF TG_OP = 'UPDATE' THEN
-            after := to_jsonb(NEW);
-            gone := NEW.deleted;
-            IF before = after THEN RETURN NULL; END IF;
-        ELSE
-            gone := true;
+        IF NOT has_table_privilege(session_user, 'sync.store', 'UPDATE') THEN
+            PERFORM sync.refuse_edit('this consult store is not open for edits yet',
+                'start `campus-sync run` once: it gives the store its name and its policies.');
+        ELSIF TG_OP = 'INSERT' AND NEW.src_seq < 0 THEN
+            EXECUTE format('UPDATE %s SET src_seq = 0 WHERE record_id = $1 AND campus = $2', target)
+                USING NEW.record_id, NEW.campus;
         END IF;
-        IF gone THEN
-            target := format('%I.%I', TG_TABLE_SCHEMA, TG_TABLE_NAME);
-        END IF;
-        IF TG_OP = 'DELETE' AND OLD.deleted THEN  -- It stays, as what it is.
-            session := set_config('campus_sync.session', 'sync', true);
-            EXECUTE format('INSERT INTO %s SELECT ($1).*', target) USING OLD;
-            session := set_config('campus_sync.session', given.session, true);
-            RETURN NULL;
-        END IF;
+        RETURN NULL;
     END IF;
-    -- What is plainly allowed is not looked into.
-    IF (TG_OP = 'UPDATE' AND before - given.editable = after - given.editable
-            AND NOT OLD.deleted AND NOT gone AND (given.archived_column IS NULL
-                OR coalesce(before ->> given.archived_column, '')
-                    <> ALL (given.archived_values))) IS NOT TRUE
-    THEN
-        IF TG_OP = 'UPDATE' AND before - own = after - own
-            AND has_table_privilege(session_user, 'sync.store', 'UPDATE')
-        THEN RETURN NULL; END IF;
-        PERFORM sync.check_edit(TG_OP, p, before, after, 'this row of ' || TG_TABLE_NAME)
-        FROM sync.policy p WHERE p.table_name = TG_TABLE_NAME;
+    before := to_jsonb(OLD);
+    after := to_jsonb(NEW);
+    IF TG_OP = 'UPDATE' AND before = after THEN RETURN NULL; END IF;
+    SELECT p.roles, s.lane, s.role, s.session INTO given
+    FROM (SELECT coalesce(nullif(current_setting('campus_sync.lane', true), ''), 'routine') AS lane,
+            coalesce(current_setting('campus_sync.role', true), '') AS role,
+            coalesce(current_setting('campus_sync.session', true), '') AS session) AS s
+        LEFT JOIN sync.policy p ON p.table_name = TG_TABLE_NAME;
+    IF TG_OP = 'DELETE' AND OLD.deleted THEN  -- It stays, as what it is.
+        session := set_config('campus_sync.session', 'sync', true);
+        EXECUTE format('INSERT INTO %s SELECT ($1).*', target) USING OLD;
+        session := set_config('campus_sync.session', given.session, true);
+        RETURN NULL;
     END IF;
+    IF TG_OP = 'UPDATE' AND before - own = after - own
+        AND has_table_privilege(session_user, 'sync.store', 'UPDATE')
+    THEN RETURN NULL; END IF;
+    PERFORM sync.check_edit(TG_OP, p, before, after, 'this row of ' || TG_TABLE_NAME)
+    FROM sync.policy p WHERE p.table_name = TG_TABLE_NAME;
     IF given.lane NOT IN ('emergency', 'routine') THEN
         PERFORM sync.refuse_edit('campus_sync.lane is neither emergency nor routine',
             'SET campus_sync.lane = ''emergency'', or leave it out.');
@@ -967,65 +966,60 @@ BEGIN
         PERFORM sync.refuse_edit('campus_sync.role is no role',
             'SET campus_sync.role to one of ' || array_to_string(given.roles, ', ') || '.');
     END IF;
-    IF known IS NULL THEN  -- A number that was there before goes on with its count.
-        -- By the number alone: `record_keys.same_key` says why.
-        SELECT r.seen INTO known FROM sync.record r WHERE r.record_id = key_id
-            AND r.table_name || '' = TG_TABLE_NAME AND r.campus || '' = key_campus FOR UPDATE;
-        IF known IS NULL AND key_source <> '' THEN  -- schemas.versions.source_dot
-            known := jsonb_build_object('@' || key_campus,
-                greatest(1, OLD.src_lsn::numeric * 2147483648 + OLD.src_seq));
-        END IF;
-        known := coalesce(known, '{}');
-    END IF;
-    counter := coalesce((known ->> given.actor)::bigint, 0) + 1;
-    known := known || jsonb_build_object(given.actor, counter);
-    WITH edit AS (
-        INSERT INTO sync.edit (record_id, table_name, campus, op, actor, counter, hlc, lane, role,
-            editor, reason, distrusted, before, after)
-        VALUES (key_id, TG_TABLE_NAME, key_campus,
-            CASE WHEN gone THEN 'D' ELSE left(TG_OP, 1) END::"char", given.actor, counter,
-            (SELECT CASE WHEN t.stamp > t.following THEN setval('sync.hlc', t.stamp) ELSE t.following END
+    INSERT INTO sync.edit (record_id, table_name, campus, op, actor, hlc, lane, role, editor,
+        reason, distrusted, before, after)
+    SELECT coalesce(NEW.record_id, OLD.record_id), TG_TABLE_NAME, coalesce(NEW.campus, OLD.campus),
+        CASE WHEN NEW.deleted IS NOT FALSE THEN 'D' ELSE left(TG_OP, 1) END::"char",
+        s.name || '.' || sync.incarnation_of(d.oid, s.salt), (SELECT CASE WHEN t.stamp > t.following THEN setval('sync.hlc', t.stamp) ELSE t.following END
             FROM (SELECT ((w.us / 1000) << 16) | ((w.us % 1000) << 6) AS stamp,
                     nextval('sync.hlc') AS following
                 FROM (SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint
-                    + given.clock_offset_us AS us OFFSET 0) AS w OFFSET 0) AS t), given.lane, given.role, given.editor, given.reason, given.distrusted,
-            before, after)
-        RETURNING hlc)
-    INSERT INTO sync.record AS r (record_id, table_name, campus, src_table, seen)
-    VALUES (key_id, TG_TABLE_NAME, key_campus, key_source, known)
-    ON CONFLICT (record_id, table_name, campus) DO UPDATE SET seen = excluded.seen
-    RETURNING (SELECT hlc FROM edit) INTO stamp;
+                    + s.clock_offset_us AS us OFFSET 0) AS w OFFSET 0) AS t), j.lane, j.role,
+        coalesce(nullif(current_setting('campus_sync.editor', true), ''), session_user),
+        coalesce(current_setting('campus_sync.reason', true), ''), s.distrusted,
+        j.before, j.after
+    FROM sync.store s, sync.policy p, pg_database d, LATERAL (SELECT
+        CASE WHEN TG_OP <> 'INSERT' THEN to_jsonb(OLD) END AS before,
+        CASE WHEN TG_OP <> 'DELETE' THEN to_jsonb(NEW) END AS after,
+        coalesce(nullif(current_setting('campus_sync.lane', true), ''), 'routine') AS lane,
+        coalesce(current_setting('campus_sync.role', true), '') AS role OFFSET 0) AS j
+    WHERE p.table_name = TG_TABLE_NAME AND d.datname = current_database();
+    IF TG_OP = 'INSERT' THEN RETURN NULL; END IF;
+
     -- What follows is the sync's own. (CREATE FUNCTION .. SET would need a superuser.)
     session := set_config('campus_sync.session', 'sync', true);
-    IF TG_OP = 'DELETE' AND key_source <> '' THEN  -- It stays as a guard of its key.
-        EXECUTE format('INSERT INTO %s SELECT (jsonb_populate_record($1, $2)).*', target)
-            USING OLD, '{"deleted": true}'::jsonb;
+    IF OLD.version_vector IS NULL THEN  -- From now on links join what the row's source says.
+        INSERT INTO sync.record (record_id, table_name, campus, src_table, seen)
+        VALUES (OLD.record_id, TG_TABLE_NAME, OLD.campus, OLD.src_table, '{}')
+        ON CONFLICT DO NOTHING;
     END IF;
-    IF gone AND key_source = '' THEN
+    IF TG_OP = 'DELETE' AND OLD.src_table <> '' THEN  -- It stays as a guard of its key.
+        EXECUTE format('INSERT INTO %s SELECT (jsonb_populate_record($1, $2)).*', target)
+            USING OLD, jsonb_build_object('deleted', true,
+                'version_vector', coalesce(OLD.version_vector, '{}'));
+    ELSIF TG_OP = 'UPDATE' AND NEW.deleted AND OLD.src_table = '' THEN
         EXECUTE format('DELETE FROM %s WHERE record_id = $1 AND campus = $2', target)
-            USING key_id, key_campus;
+            USING OLD.record_id, OLD.campus;
+    ELSIF TG_OP = 'DELETE' OR OLD.version_vector IS NOT NULL THEN
+        NULL;
     ELSIF TG_TABLE_NAME = 'patient' THEN
-        UPDATE consult.patient SET version_vector = known, hlc = stamp, digest = NULL,
-            lane = upper(left(given.lane, 1))::"char", committed_at = clock_timestamp()
-        WHERE record_id = key_id AND campus = key_campus;
+        UPDATE consult.patient SET version_vector = '{}'
+        WHERE record_id = OLD.record_id AND campus = OLD.campus;
     ELSIF TG_TABLE_NAME = 'emr_document' THEN
-        UPDATE consult.emr_document SET version_vector = known, hlc = stamp, digest = NULL,
-            lane = upper(left(given.lane, 1))::"char", committed_at = clock_timestamp()
-        WHERE record_id = key_id AND campus = key_campus;
+        UPDATE consult.emr_document SET version_vector = '{}'
+        WHERE record_id = OLD.record_id AND campus = OLD.campus;
     ELSIF TG_TABLE_NAME = 'consultation' THEN
-        UPDATE consult.consultation SET version_vector = known, hlc = stamp, digest = NULL,
-            lane = upper(left(given.lane, 1))::"char", committed_at = clock_timestamp()
-        WHERE record_id = key_id AND campus = key_campus;
+        UPDATE consult.consultation SET version_vector = '{}'
+        WHERE record_id = OLD.record_id AND campus = OLD.campus;
     ELSIF TG_TABLE_NAME = 'treatment_plan' THEN
-        UPDATE consult.treatment_plan SET version_vector = known, hlc = stamp, digest = NULL,
-            lane = upper(left(given.lane, 1))::"char", committed_at = clock_timestamp()
-        WHERE record_id = key_id AND campus = key_campus;
+        UPDATE consult.treatment_plan SET version_vector = '{}'
+        WHERE record_id = OLD.record_id AND campus = OLD.campus;
     END IF;
     session := set_config('campus_sync.session', given.session, true);
     RETURN NULL;
 END $$;
 ALTER TABLE consult.patient
-    ALTER src_table SET DEFAULT '', ALTER src_lsn SET DEFAULT 0, ALTER src_seq SET DEFAULT 0,
+    ALTER src_table SET DEFAULT '', ALTER src_lsn SET DEFAULT 0, ALTER src_seq SET DEFAULT -1,
     ALTER committed_at SET DEFAULT clock_timestamp(), ALTER hlc SET DEFAULT 0,
     ALTER lane SET DEFAULT 'R', ALTER security_level SET DEFAULT 4,
     ALTER deleted SET DEFAULT false;
@@ -1034,7 +1028,7 @@ CREATE OR REPLACE TRIGGER campus_sync_edit AFTER INSERT OR UPDATE OR DELETE ON c
         OR NOT has_table_privilege('sync.store'::regclass, 'UPDATE'))
     EXECUTE FUNCTION sync.take_edit();
 ALTER TABLE consult.emr_document
-    ALTER src_table SET DEFAULT '', ALTER src_lsn SET DEFAULT 0, ALTER src_seq SET DEFAULT 0,
+    ALTER src_table SET DEFAULT '', ALTER src_lsn SET DEFAULT 0, ALTER src_seq SET DEFAULT -1,
     ALTER committed_at SET DEFAULT clock_timestamp(), ALTER hlc SET DEFAULT 0,
     ALTER lane SET DEFAULT 'R', ALTER security_level SET DEFAULT 5,
     ALTER deleted SET DEFAULT false;
@@ -1043,7 +1037,7 @@ CREATE OR REPLACE TRIGGER campus_sync_edit AFTER INSERT OR UPDATE OR DELETE ON c
         OR NOT has_table_privilege('sync.store'::regclass, 'UPDATE'))
     EXECUTE FUNCTION sync.take_edit();
 ALTER TABLE consult.consultation
-    ALTER src_table SET DEFAULT '', ALTER src_lsn SET DEFAULT 0, ALTER src_seq SET DEFAULT 0,
+    ALTER src_table SET DEFAULT '', ALTER src_lsn SET DEFAULT 0, ALTER src_seq SET DEFAULT -1,
     ALTER committed_at SET DEFAULT clock_timestamp(), ALTER hlc SET DEFAULT 0,
     ALTER lane SET DEFAULT 'R', ALTER security_level SET DEFAULT 5,
     ALTER deleted SET DEFAULT false;
@@ -1052,7 +1046,7 @@ CREATE OR REPLACE TRIGGER campus_sync_edit AFTER INSERT OR UPDATE OR DELETE ON c
         OR NOT has_table_privilege('sync.store'::regclass, 'UPDATE'))
     EXECUTE FUNCTION sync.take_edit();
 ALTER TABLE consult.treatment_plan
-    ALTER src_table SET DEFAULT '', ALTER src_lsn SET DEFAULT 0, ALTER src_seq SET DEFAULT 0,
+    ALTER src_table SET DEFAULT '', ALTER src_lsn SET DEFAULT 0, ALTER src_seq SET DEFAULT -1,
     ALTER committed_at SET DEFAULT clock_timestamp(), ALTER hlc SET DEFAULT 0,
     ALTER lane SET DEFAULT 'R', ALTER security_level SET DEFAULT 5,
     ALTER deleted SET DEFAULT false;

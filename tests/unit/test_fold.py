@@ -1,5 +1,6 @@
 """Edits that wait at a store, taken into a record as each editor saw it."""
 
+import contextlib
 import itertools
 
 import pytest
@@ -11,7 +12,7 @@ from schemas.conflict_policy import load_conflict_rules
 from schemas.siblings import UNSEEN, Record, Stamp
 from schemas.versions import Dot
 from transforms.conflicts.edit import edit_record
-from transforms.conflicts.fold import DotTaken, PendingEdit, fold_edits
+from transforms.conflicts.fold import EditApart, PendingEdit, fold_edits
 from transforms.conflicts.join import join_records
 from transforms.conflicts.show import show
 
@@ -27,8 +28,8 @@ def stamp(n: int, role: str = "attending") -> Stamp:
 def edit(
     n: int, before: dict | None, after: dict | None, role: str = "attending", actor: str = "a"
 ):
-    """The n-th edit of a store, from one row to another."""
-    return PendingEdit(Dot(actor, n), stamp(n, role), after is None, before, after)
+    """An edit of a store, the n-th by its clock, from one row to another."""
+    return PendingEdit(actor, stamp(n, role), after is None, before, after)
 
 
 def row(**values) -> dict:
@@ -85,9 +86,23 @@ def test_deleted_and_created_anew_while_waiting_is_a_new_life():
     ]
 
 
-def test_a_dot_that_is_not_the_next_is_told():
-    with pytest.raises(DotTaken):
-        fold_edits(UNSEEN, [edit(2, None, row(title="t"))], PLAN, RULES)
+@pytest.mark.parametrize(
+    ("version", "apart"),
+    [({"a": 1}, False), ({}, False), (None, False), ({"a": 2}, True), ({"a": 1, "b": 1}, True)],
+)
+def test_an_edit_of_another_version_than_the_record_has_is_told(version, apart):
+    """As where the row or the record was restored by hand, and not the other."""
+    one, two = row(title="t"), row(title="u")
+    record, _ = fold_edits(UNSEEN, [edit(1, None, one)], PLAN, RULES)
+    with pytest.raises(EditApart) if apart else contextlib.nullcontext():
+        fold_edits(record, [edit(2, one, two)._replace(version=version)], PLAN, RULES)
+
+
+def test_a_waiting_edit_may_have_seen_one_that_waited_before_it():
+    one, two = row(title="t"), row(title="u")
+    waiting = [edit(1, None, one), edit(2, one, two)._replace(version={"a": 1})]
+    record, _ = fold_edits(UNSEEN, waiting, PLAN, RULES)
+    assert record.seen == {"a": 2}
 
 
 @given(st.lists(st.tuples(st.sampled_from(["content", "follow_up", "title"]), st.integers(0, 9))))

@@ -17,7 +17,7 @@ def test_ddl_is_the_golden_one():
     `tests/e2e/test_upgrade.py`.
     """
     assert store_ddl() == GOLDEN.read_text()
-    assert SCHEMA_VERSION == 5
+    assert SCHEMA_VERSION == 6
 
 
 def test_migrations_are_one_for_each_version_in_order():
@@ -34,6 +34,7 @@ def test_what_was_released_is_kept():
         "20b3ff5018e16241",
         "3136c6e1154f1591",
         "f044dad9257dd482",
+        "2e8236314d7ec23c",
     ]
     kept = {path.stem.partition("_")[0] for path in (GOLDEN.parent / "store_versions").iterdir()}
     assert kept == {str(version) for version in range(1, SCHEMA_VERSION)}

@@ -12,22 +12,25 @@ from transforms.conflicts.show import Sight, replaced_base
 Met = list[tuple[str, Entry]]  # Entries with their groups, for the history.
 
 
-class DotTaken(Exception):
-    """An edit's dot is not the next of its record: the store's versions are not whole."""
+class EditApart(Exception):
+    """An edit changed another version than its record has: the store's versions are not whole."""
 
 
 class PendingEdit(typing.NamedTuple):
     """What a trigger noted of one edit.
 
     Attributes:
+      actor: the store in its incarnation of then.
       before, after: the row's columns; None where there was none, or is none.
+      version: what the row said that it had seen; nothing before its first version.
     """
 
-    dot: Dot
+    actor: str
     stamp: Stamp
     deleted: bool
     before: Values | None
     after: Values | None
+    version: collections.abc.Mapping[str, int] | None = None
 
 
 def fold_edits(
@@ -43,17 +46,20 @@ def fold_edits(
     show yet what the record makes of it.
 
     Raises:
-      DotTaken: a dot is not the next of its actor.
+      EditApart: the row that an edit changed showed neither the record nor one of these edits.
     """
     met: Met = []
+    shown = [record.seen]
     looked: dict[str, Sight] = {}
     for edit in edits:
+        if edit.version and edit.version not in shown:
+            raise EditApart
         changed = _changed(edit, table)
         touched = {ROW, *(table.group_of[column] for column in changed)}
         seen = {group: sight for group, sight in looked.items() if group in touched}
         record = edit_record(
             record,
-            edit.dot.actor,
+            edit.actor,
             edit.stamp,
             changed,
             table,
@@ -61,17 +67,13 @@ def fold_edits(
             deleted=edit.deleted,
             seen=seen,
         )
-        if record.seen[edit.dot.actor] != edit.dot.counter:
-            raise DotTaken
-        wrote = [
-            (group, entries[edit.dot])
-            for group, entries in record.live.items()
-            if edit.dot in entries
-        ]
+        shown.append(record.seen)
+        dot = Dot(edit.actor, record.seen[edit.actor])
+        wrote = [(group, e[dot]) for group, e in record.live.items() if dot in e]
         met += wrote
         for group, entry in wrote:
             values = entry.values if group == ROW else _of_group(changed, group, table)
-            looked[group] = Sight(frozenset([edit.dot]), values, replaced_base([entry]))
+            looked[group] = Sight(frozenset([dot]), values, replaced_base([entry]))
     return record, met
 
 

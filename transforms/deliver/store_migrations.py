@@ -109,6 +109,17 @@ ALTER TABLE IF EXISTS sync.quality_alarm
     ADD PRIMARY KEY (record_id, table_name, campus, rule, lsn, seq, version);
 """
 
+# An edit's number is given where it is folded in, and its row and record are left until then.
+_FOLDED_OF_6 = """\
+ALTER TABLE IF EXISTS sync.edit DROP COLUMN IF EXISTS counter;
+ALTER TABLE IF EXISTS sync.record ADD COLUMN IF NOT EXISTS taken_from text;
+DO $$ BEGIN
+    IF to_regclass('sync.record') IS NULL THEN RETURN; END IF;
+    DELETE FROM sync.record WHERE record IS NULL AND src_table = '';
+    UPDATE sync.record SET seen = record -> 'seen' WHERE seen <> record -> 'seen';
+END $$;
+"""
+
 
 def _add_columns() -> str:
     return "".join(
@@ -123,6 +134,7 @@ MIGRATIONS: tuple[Migration, ...] = (
     Migration(3, _SNAPSHOTS_OF_3),
     Migration(4, _POLICIES_OF_4),
     Migration(5, _BY_EDIT_OF_5 + _JUDGED_OF_5),
+    Migration(6, _FOLDED_OF_6),
 )
 
 

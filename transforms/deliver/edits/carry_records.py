@@ -33,15 +33,18 @@ COPY (SELECT p.change, p.table_name, p.campus, p.record_id, p.src_table, p.recor
     p.record, k.kind, CASE WHEN k.kind = 'row' THEN t.shown END
 FROM ({page}) AS p LEFT JOIN LATERAL ({rows}) AS t ON true
 CROSS JOIN LATERAL (SELECT CASE
-    WHEN p.seen <> p.record -> 'seen' OR (SELECT true FROM sync.conflict c
-        WHERE {key} AND c.state || '' <> 'closed' LIMIT 1) THEN NULL
+    WHEN (SELECT true FROM sync.edit c WHERE {key} LIMIT 1)
+        OR (SELECT true FROM sync.conflict c WHERE {key} AND c.state || '' <> 'closed' LIMIT 1)
+        THEN NULL
     WHEN t.seen IS NULL AND t.shown IS NULL AND p.src_table = '' THEN 'gone'
     WHEN t.seen = p.seen AND NOT t.deleted THEN 'row' END AS kind) AS k) TO STDOUT"""
 _SHOWN = """\
 SELECT to_jsonb(t) AS shown, t.version_vector AS seen, t.deleted FROM consult.{name} AS t
 WHERE p.table_name = '{name}' AND t.record_id = p.record_id AND t.campus = p.campus"""
+# But what this store had taken from the one that asks, as it is now.
 _PAGE = """\
 SELECT * FROM sync.record WHERE {urgent} change > %(after)s AND change <= %(upto)s
+    AND taken_from IS DISTINCT FROM %(asker)s
 ORDER BY change LIMIT %(limit)s"""
 _AGAIN = f"""\
 SELECT r.* FROM {KEYS} JOIN sync.record r ON {OF_KEY}
@@ -49,6 +52,7 @@ WHERE r.record IS NOT NULL"""
 # What waited may stand in the page too, and may have changed between the two readings.
 _TAKE_OUT = f"""\
 DELETE FROM pg_temp.campus_sync_pulled AS p USING {KEYS} WHERE {same_key("p", "k")}"""
+_INCARNATION = "SELECT sync.incarnation()"
 _STAGED = "SELECT count(*), max(change) FROM pg_temp.campus_sync_pulled"
 _KEY = same_key("r", "p")
 _OF_ROW = "t.record_id = p.record_id AND t.campus = p.campus"
@@ -111,15 +115,20 @@ SELECT actor, max(hlc), max(hlc) FILTER (WHERE hlc < ((us / 1000 << 16) | (us %%
     max(hlc) FILTER (WHERE lane = %(lane)s),
     array_agg(DISTINCT change) FILTER (WHERE lane = '{Lane.EMERGENCY.value}')
 FROM met, wall GROUP BY actor"""
-_RECORD = """\
-INSERT INTO sync.record AS r (record_id, table_name, campus, src_table, seen, record, change,
-    urgent)
-SELECT p.record_id, p.table_name, p.campus, p.src_table, p.seen, p.record,
-    %(number)s + row_number() OVER (ORDER BY p.change), p.change = ANY (%(urgent)s::bigint[])
-FROM pg_temp.campus_sync_pulled p WHERE p.change = ANY (%(taken)s)
-ON CONFLICT (record_id, table_name, campus) DO UPDATE
-SET src_table = excluded.src_table, seen = excluded.seen, record = excluded.record,
-    change = excluded.change, urgent = excluded.urgent"""
+_COUNTED = """\
+(SELECT p.*, %(number)s + row_number() OVER (ORDER BY p.change) AS number,
+    p.change = ANY (%(urgent)s::bigint[]) AS urgent
+FROM pg_temp.campus_sync_pulled p WHERE p.change = ANY (%(taken)s)) AS p"""
+_PUT_RECORDS = f"""\
+UPDATE sync.record AS r SET src_table = p.src_table, seen = p.seen, record = p.record,
+    change = p.number, urgent = p.urgent, taken_from = %(peer)s
+FROM {_COUNTED} WHERE {_KEY} AND p.change = ANY (%(known)s::bigint[])"""
+# One that somebody else has just made is no reason to write over it: `PASSING`.
+_ADD_RECORDS = f"""\
+INSERT INTO sync.record (record_id, table_name, campus, src_table, seen, record, change, urgent,
+    taken_from)
+SELECT p.record_id, p.table_name, p.campus, p.src_table, p.seen, p.record, p.number, p.urgent,
+    %(peer)s FROM {_COUNTED} WHERE p.change <> ALL (%(known)s::bigint[])"""
 _TO_JOIN = """\
 SELECT change, table_name, campus, record_id, src_table, record::text
 FROM pg_temp.campus_sync_pulled WHERE change = ANY (%s) ORDER BY change"""
@@ -158,13 +167,16 @@ class Carrier:
 
     def __init__(self, conn: psycopg.Connection, peer: psycopg.Connection, rules: ConflictRules):
         self._conn, self._peer, self._rules = conn, peer, rules
+        self._from = ""
 
     def stage(self, lane: Lane, after: int, upto: int, limit: int) -> Page:
         """Stages the peer's changes above `after`, at most `limit`; returns what was found."""
         self._conn.execute(_STAGE)
         self._conn.execute(_CLEAR)
         urgent = "urgent AND" if lane is Lane.EMERGENCY else ""
-        names = {"after": after, "upto": upto, "limit": limit}
+        (asker,) = self._conn.execute(_INCARNATION).fetchone()
+        (self._from,) = self._peer.execute(_INCARNATION).fetchone()
+        names = {"after": after, "upto": upto, "limit": limit, "asker": asker}
         self._copy(_PAGE.format(urgent=urgent), names)
         rows, last = self._conn.execute(_STAGED).fetchone()
         return Page(rows, last or 0)
@@ -193,7 +205,12 @@ class Carrier:
         names = [name for (name,) in self._conn.execute(_TABLES)]
         if not names:
             return Taken(0, None, [], {})
-        found = self._judged(names)
+        rows = []
+        for name in names:
+            query = _LOCK_ROWS.format(name=name, of_row=_OF_ROW)
+            rows += [change for (change,) in self._conn.execute(query.encode())]
+        records = [change for (change,) in self._conn.execute(_LOCK_RECORDS)]
+        found = self._judged(names, {"rows": rows, "records": records})
         skipped = {key: change for change, key in found.pop("skip", ())}
         joins = [change for change, _ in found.pop("join", ())]
         to_join = [
@@ -203,15 +220,12 @@ class Carrier:
             )
         ]
         taken = [change for some in found.values() for change, _ in some]
-        hlc = self._write(found, taken, lane) if taken else None
+        hlc = self._write(found, taken, records, lane) if taken else None
         return Taken(len(taken), hlc, to_join, skipped)
 
-    def _judged(self, names: list[str]) -> dict[str, list[tuple[int, Key]]]:
-        held: list[int] = []
-        for name in names:
-            query = _LOCK_ROWS.format(name=name, of_row=_OF_ROW)
-            held += [change for (change,) in self._conn.execute(query.encode())]
-        records = [change for (change,) in self._conn.execute(_LOCK_RECORDS)]
+    def _judged(
+        self, names: list[str], locked: dict[str, list[int]]
+    ) -> dict[str, list[tuple[int, Key]]]:
         found: dict[str, list[tuple[int, Key]]] = {}
         for name in names:
             query = _JUDGE.format(
@@ -221,13 +235,17 @@ class Carrier:
                 mark=SOURCE_MARK,
                 above_base=COVERS_SQL.format(above="p.seen", below="base.seen"),
             )
-            rows = self._conn.execute(query.encode(), {"rows": held, "records": records})
-            for change, table, campus, record_id, verdict in rows:
+            judged = self._conn.execute(query.encode(), locked)
+            for change, table, campus, record_id, verdict in judged:
                 found.setdefault(verdict, []).append((change, Key(table, campus, record_id)))
         return found
 
     def _write(
-        self, found: dict[str, list[tuple[int, Key]]], taken: list[int], lane: Lane
+        self,
+        found: dict[str, list[tuple[int, Key]]],
+        taken: list[int],
+        records: list[int],
+        lane: Lane,
     ) -> int | None:
         conn = self._conn
         # A dot that another store has seen must not be lost here: it would be given out again.
@@ -244,7 +262,9 @@ class Carrier:
                 conn.execute(row_statement(name, how, rows).encode(), (changes,))
         urgent = [change for row in met for change in row[4] or ()]
         number = counted(conn, len(taken))
-        conn.execute(_RECORD, {"number": number, "urgent": urgent, "taken": taken})
+        names = {"number": number, "urgent": urgent, "taken": taken, "known": records}
+        for statement in (_ADD_RECORDS, _PUT_RECORDS):
+            conn.execute(statement.encode(), names | {"peer": self._from})
         return max((row[3] for row in met if row[3] is not None), default=None)
 
 

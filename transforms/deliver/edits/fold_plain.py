@@ -8,6 +8,7 @@ against each other.
 """
 
 import collections.abc
+import itertools
 
 import psycopg
 
@@ -28,7 +29,7 @@ from schemas.tables import Table
 from schemas.versions import SOURCE_MARK
 from transforms.deliver.edits.edit_json import source_edit, values_of
 from transforms.deliver.edits.hold_records import lock_keys
-from transforms.deliver.edits.record_keys import KEYS, OF_KEY, Key, looked_up, names_of, same_key
+from transforms.deliver.edits.record_keys import OF_KEY, Key, looked_up, names_of, same_key
 from transforms.deliver.edits.row_digests import EXACT, digests_of, time_of
 from transforms.deliver.edits.stamp_records import counted, take_stamps
 
@@ -39,26 +40,30 @@ _STAGE = """\
 CREATE TEMP TABLE IF NOT EXISTS campus_sync_folded (edit_id bigint PRIMARY KEY,
     record_id text COLLATE "C", table_name text COLLATE "C", campus text COLLATE "C",
     src_table text, seen jsonb, edits jsonb, news jsonb, hlc bigint, urgent boolean,
-    said_hlc bigint, said_by text) ON COMMIT DELETE ROWS"""
+    said_hlc bigint, said_by text, fresh boolean) ON COMMIT DELETE ROWS"""
+_LOCKED = (
+    "unnest(%(ids)s::text[], %(tables)s::text[], %(campuses)s::text[], %(held)s::boolean[])"
+    " AS k(record_id, table_name, campus, held)"
+)
 _CLEAR = "DELETE FROM pg_temp.campus_sync_folded"
-# `news`: what goes into the history; null for all of `edits`.
+# `news`: what goes into the history; null for all of `edits`. `fresh`: there is no record yet.
 _PLAIN = """\
 WITH alone AS MATERIALIZED (
     SELECT e.*, r.record AS stored, r.src_table AS held_table, CASE
-        WHEN e.op = 'I' AND r.record IS NULL AND e.before IS NULL AND r.src_table = ''
-            THEN 'new'
+        WHEN e.op = 'I' AND r.record_id IS NULL AND e.before IS NULL THEN 'new'
+        WHEN NOT k.held THEN NULL
         WHEN e.op = 'U' AND r.record IS NOT NULL THEN 'known'
         WHEN e.op = 'U' AND e.before -> 'version_vector' = 'null' AND e.before ->> 'src_table' <> ''
             AND (e.before ->> 'src_lsn')::bigint > 0 THEN 'source' END AS kind
-    FROM {keys}, {record}, {edit}
+    FROM {keys} CROSS JOIN {edit} LEFT JOIN {record} ON true
     WHERE e.actor = %(actor)s
         AND (SELECT true FROM sync.edit o WHERE {other} AND o.id <> e.id LIMIT 1) IS NULL
         AND (SELECT true FROM sync.conflict c
             WHERE {conflict} AND c.state || '' <> 'closed' LIMIT 1) IS NULL
 ), based AS MATERIALIZED (
-    SELECT a.*, b.seen, b.edits,
+    SELECT a.*, b.seen, b.edits, c.counter,
         jsonb_build_object('hlc', a.hlc, 'lane', a.lane, 'role', a.role, 'editor', a.editor,
-            'dot', jsonb_build_array(a.actor, a.counter))
+            'dot', jsonb_build_array(a.actor, c.counter))
         || CASE WHEN a.reason <> '' THEN jsonb_build_object('reason', a.reason)
             ELSE '{{}}' END
         || CASE WHEN a.distrusted <> '{{}}' THEN jsonb_build_object('distrusted',
@@ -68,14 +73,16 @@ WITH alone AS MATERIALIZED (
         SELECT a.stored -> 'seen' AS seen, a.stored -> 'edits' AS edits WHERE a.kind = 'known'
         UNION ALL SELECT '{{}}', '[]' WHERE a.kind = 'new' AND {new}
         UNION ALL {said}) AS b
-    -- The newest stamp of the record, or a clock is wrong and the row shows another's.
-    WHERE a.counter = coalesce((b.seen ->> a.actor)::bigint, 0) + 1
-        AND (a.kind = 'new' OR a.hlc > (a.before ->> 'hlc')::bigint)
+    CROSS JOIN LATERAL (SELECT coalesce((b.seen ->> a.actor)::bigint, 0) + 1 AS counter) AS c
+    -- The newest stamp of the record, or a clock is wrong and the row shows another's. And the
+    -- row showed just this record, or it stands apart.
+    WHERE (a.kind = 'new' OR a.hlc > (a.before ->> 'hlc')::bigint)
+        AND (a.kind <> 'known' OR a.before -> 'version_vector' = b.seen)
 )
 INSERT INTO pg_temp.campus_sync_folded
-SELECT b.id, b.record_id, b.table_name, b.campus, b.held_table,
+SELECT b.id, b.record_id, b.table_name, b.campus, '',
     jsonb_build_object(b.actor, b.counter), n.edits, n.edits, b.hlc, b.lane = '{emergency}',
-    NULL, NULL
+    NULL, NULL, true
 FROM based b
 CROSS JOIN LATERAL (SELECT jsonb_build_array(b.stamp
     || jsonb_build_object('wrote', jsonb_build_object({created}))) AS edits OFFSET 0) AS n
@@ -92,7 +99,7 @@ SELECT b.id, b.record_id, b.table_name, b.campus,
             WHERE o.wrote <> '{{}}' UNION ALL SELECT n.edit) AS k),
     CASE WHEN b.kind <> 'source' THEN jsonb_build_array(n.edit) END, b.hlc,
     b.lane = '{emergency}', CASE WHEN b.kind = 'source' THEN (b.before ->> 'hlc')::bigint END,
-    '{mark}' || b.campus
+    '{mark}' || b.campus, false
 FROM based b
 CROSS JOIN LATERAL (
     SELECT array_remove(ARRAY['{row}', {touched}], NULL) AS touched OFFSET 0) AS t
@@ -135,16 +142,24 @@ pg_temp.campus_sync_folded AS f
 JOIN consult.{name} t ON t.record_id = f.record_id AND t.campus = f.campus
     AND f.table_name = '{name}'"""
 _SHOW = """\
-UPDATE consult.{name} AS t SET digest = d.digest, security_level = {level}, hlc = d.hlc,
-    committed_at = {time}
-FROM unnest(%s::text[], %s::text[], %s::bigint[], %s::bytea[]) AS d(campus, record_id, hlc, digest)
-WHERE t.record_id = d.record_id AND t.campus = d.campus"""
-_RECORD = f"""\
-UPDATE sync.record AS r SET src_table = f.src_table, seen = f.seen,
-    record = jsonb_build_object('seen', f.seen, 'edits', f.edits), change = f.change,
-    urgent = f.urgent
-FROM (SELECT *, %s + row_number() OVER (ORDER BY edit_id) AS change
-    FROM pg_temp.campus_sync_folded) AS f WHERE {same_key("r", "f")}"""
+UPDATE consult.{name} AS t SET digest = d.digest, security_level = {level}, hlc = f.hlc,
+    committed_at = {time}, src_seq = greatest(t.src_seq, 0), version_vector = f.seen,
+    lane = CASE WHEN f.urgent THEN 'E' ELSE 'R' END
+FROM unnest(%s::bigint[], %s::bytea[]) AS d(edit_id, digest)
+JOIN pg_temp.campus_sync_folded AS f ON f.edit_id = d.edit_id
+WHERE t.record_id = f.record_id AND t.campus = f.campus"""
+_COUNTED = """\
+(SELECT *, %s + row_number() OVER (ORDER BY edit_id) AS change,
+    jsonb_build_object('seen', seen, 'edits', edits) AS record
+FROM pg_temp.campus_sync_folded) AS f"""
+_ADD_RECORDS = f"""\
+INSERT INTO sync.record (record_id, table_name, campus, src_table, seen, record, change, urgent)
+SELECT record_id, table_name, campus, src_table, seen, record, change, urgent
+FROM {_COUNTED} WHERE fresh"""
+_PUT_RECORDS = f"""\
+UPDATE sync.record AS r SET src_table = f.src_table, seen = f.seen, record = f.record,
+    change = f.change, urgent = f.urgent, taken_from = NULL
+FROM {_COUNTED} WHERE {same_key("r", "f")} AND NOT f.fresh"""
 _DONE = "DELETE FROM sync.edit WHERE id = ANY (%s)"
 _ACTOR = "SELECT name || '.' || sync.incarnation() FROM sync.store"
 
@@ -162,10 +177,12 @@ def fold_plain(
     conn.execute(_STAGE)
     conn.execute(_CLEAR)
     (actor,) = conn.execute(_ACTOR).fetchone()
-    held = lock_keys(conn, keys)
-    for name in sorted({key.table for key in held}):
-        some = names_of([key for key in held if key.table == name])
-        names = some | {"actor": actor, "source_role": rules.source_role}
+    locked = lock_keys(conn, keys)
+    records = set(locked.records)
+    for name, keys in itertools.groupby(locked.rows, key=lambda key: key.table):
+        some = list(keys)
+        names = names_of(some) | {"held": [key in records for key in some]}
+        names |= {"actor": actor, "source_role": rules.source_role}
         if statement := _statement(ALL_TABLES[name], rules.tables[name]):
             conn.execute(statement.encode(), names)
     folded = conn.execute(_FOLDED).fetchall()
@@ -185,13 +202,15 @@ def _write(
     for name in tables:
         _show(conn, ALL_TABLES[name])
     conn.execute(_DONE, (edits,))
-    conn.execute(_RECORD, (counted(conn, len(edits)),))
+    number = counted(conn, len(edits))
+    for statement in (_ADD_RECORDS, _PUT_RECORDS):
+        conn.execute(statement.encode(), (number,))
 
 
 def _show(conn: psycopg.Connection, table: Table) -> None:
     """Gives rows, which show already what their editors wrote, the rest of what a row has."""
-    found = digests_of(conn, table, _CONTENT.format(name=table.name), "t")
-    statement = _SHOW.format(name=table.name, level=table.level, time=time_of("d.hlc"))
+    found = digests_of(conn, table, _CONTENT.format(name=table.name), "t", "f.edit_id")
+    statement = _SHOW.format(name=table.name, level=table.level, time=time_of("f.hlc"))
     conn.execute(statement.encode(), found)
 
 
@@ -221,7 +240,7 @@ def _statement(table: Table, policy: TablePolicy) -> str | None:
     )
     said = _SAID.format(edit=edit, lists=lists, mark=SOURCE_MARK)
     return _PLAIN.format(
-        keys=KEYS,
+        keys=_LOCKED,
         record=looked_up("sync.record", "r", OF_KEY),
         edit=looked_up("sync.edit", "e", same_key("e", "k")),
         other=same_key("o", "e"),

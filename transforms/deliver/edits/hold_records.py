@@ -18,13 +18,12 @@ from schemas.siblings import (
     record_from_json,
     record_to_plain,
 )
-from schemas.versions import Dot
-from transforms.conflicts.fold import DotTaken, Met, PendingEdit, fold_edits
+from transforms.conflicts.fold import EditApart, Met, PendingEdit, fold_edits
 from transforms.conflicts.show import Shown, show
 from transforms.conflicts.stored_rows import put_digests, record_of_row, row_of
 from transforms.deliver.edits.edit_schema import OWN_SESSION
 from transforms.deliver.edits.note_conflicts import note_conflicts
-from transforms.deliver.edits.record_keys import KEYS, OF_KEY, Key, names_of, plain_key
+from transforms.deliver.edits.record_keys import KEYS, OF_KEY, Key, names_of, plain_key, same_key
 from transforms.deliver.edits.stamp_records import counted, take_stamps
 from transforms.deliver.store_schema import quoted
 
@@ -56,7 +55,7 @@ _RECORDS = (
     + " ORDER BY r.record_id, r.table_name, r.campus {lock}"
 )
 _EDITS = (
-    "SELECT r.record_id, r.table_name, r.campus, r.id, r.op, r.actor, r.counter, r.hlc, r.lane,"
+    "SELECT r.record_id, r.table_name, r.campus, r.id, r.op, r.actor, r.hlc, r.lane,"
     " r.role, r.editor, r.reason, r.distrusted, r.before, r.after FROM "
     + KEYS
     + " JOIN sync.edit AS r ON "
@@ -68,14 +67,17 @@ INSERT INTO sync.version (record_id, table_name, campus, actor, counter, edit)
 SELECT record_id, table_name, campus, edit -> 'dot' ->> 0, (edit -> 'dot' ->> 1)::numeric, edit
 FROM json_to_recordset(%s) AS v(record_id text, table_name text, campus text, edit jsonb)
 ON CONFLICT DO NOTHING"""
-_PUT_RECORDS = """\
-INSERT INTO sync.record AS r (record_id, table_name, campus, src_table, seen, record, change,
-    urgent)
-SELECT * FROM json_to_recordset(%s) AS v(record_id text, table_name text, campus text,
-    src_table text, seen jsonb, record jsonb, change bigint, urgent boolean)
-ON CONFLICT (record_id, table_name, campus) DO UPDATE
-SET src_table = excluded.src_table, seen = excluded.seen, record = excluded.record,
-    change = excluded.change, urgent = excluded.urgent"""
+_RECORD_ROWS = """\
+json_to_recordset(%s) AS v(record_id text, table_name text, campus text, src_table text,
+    seen jsonb, record jsonb, change bigint, urgent boolean)"""
+# One that somebody else has just made is no reason to write over it: `PASSING`.
+_ADD_RECORDS = f"""\
+INSERT INTO sync.record (record_id, table_name, campus, src_table, seen, record, change, urgent)
+SELECT * FROM {_RECORD_ROWS}"""
+_PUT_RECORDS = f"""\
+UPDATE sync.record AS r SET src_table = v.src_table, seen = v.seen, record = v.record,
+    change = v.change, urgent = v.urgent, taken_from = NULL
+FROM {_RECORD_ROWS} WHERE {same_key("r", "v")}"""
 _APART = f"""\
 INSERT INTO sync.incident (link, kind, detail) SELECT a.actor, '{APART}',
     'an edit stands apart from its record: were tables restored by hand? '
@@ -106,6 +108,7 @@ class _Held:
     def __init__(self, key: Key):
         self.key = key
         self.row: dict | None = None
+        self.known = False  # A record of it is there, and locked.
         self.stored: Record | None = None
         self.edits: list[PendingEdit] = []
         self.edit_ids: list[int] = []
@@ -164,9 +167,9 @@ class Records:
                 policy = self._rules.tables[one.key.table]
                 try:
                     folded, one.met = fold_edits(self._base(one), one.edits, policy, self._rules)
-                except DotTaken:
+                except EditApart:
                     skipped.add(one.key)
-                    self._conn.execute(_APART, (one.edits[0].dot.actor,))
+                    self._conn.execute(_APART, (one.edits[0].actor,))
                     continue
                 one.record = step(one.key, folded)
                 if one.record is folded and not one.edits:
@@ -207,6 +210,7 @@ class Records:
         for record_id, table, campus, src_table, text in self._conn.execute(query.encode(), names):
             one = held[Key(table, campus, record_id)]
             locked.add(one.key)
+            one.known = True
             one.src_table = src_table
             one.stored = record_from_json(text) if text else None
         if not wait:
@@ -267,7 +271,10 @@ class Records:
             }
             for i, one in enumerate(changed, 1)
         ]
-        conn.execute(_PUT_RECORDS, (_json(rows),))
+        for statement, known in ((_ADD_RECORDS, False), (_PUT_RECORDS, True)):
+            some = [row for row, one in zip(rows, changed, strict=True) if one.known is known]
+            if some:
+                conn.execute(statement.encode(), (_json(some),))
 
     def _write_rows(self, changed: list[_Held]) -> dict[Key, Shown]:
         rows: dict[tuple[str, str], list[dict]] = collections.defaultdict(list)
@@ -293,29 +300,37 @@ class Records:
         return shown
 
 
+class Locked(typing.NamedTuple):
+    """Of keys those whose rows, and whose records, are there and locked, in the same order."""
+
+    rows: list[Key]
+    records: list[Key]
+
+
 def lock_keys(
     conn: psycopg.Connection, keys: collections.abc.Iterable[Key], wait: bool = False
-) -> list[Key]:
-    """Locks rows and records, in the caller's transaction; returns those that have both and that
-    nobody else holds, or, with `wait`, holds any more."""
-    found: set[Key] = set()
+) -> Locked:
+    """Locks rows and records, in the caller's transaction; passes over those that somebody else
+    holds, or, with `wait`, waits for them."""
+    found: list[Key] = []
     keys = sorted(set(keys))
     lock = "FOR UPDATE OF {}" + ("" if wait else " SKIP LOCKED")
     for table, some in itertools.groupby(keys, key=lambda key: key.table):
         names = names_of(list(some))
         query = _ROWS.format(what="1", table=table, lock=lock.format("t"))
         rows = conn.execute(query.encode(), names)
-        found |= {Key(table, campus, record_id) for record_id, campus, _ in rows}
+        found += [Key(table, campus, record_id) for record_id, campus, _ in rows]
     query = _RECORDS.format(what="1", lock=lock.format("r"))
     rows = conn.execute(query.encode(), names_of(keys)).fetchall()
-    return [key for r, t, c, _ in rows if (key := Key(t, c, r)) in found]
+    return Locked(found, [Key(table, campus, record_id) for record_id, table, campus, _ in rows])
 
 
 def _pending(edit: tuple) -> PendingEdit:
-    op, actor, counter, hlc, lane, role, editor, reason, distrusted, before, after = edit
+    op, actor, hlc, lane, role, editor, reason, distrusted, before, after = edit
     op = op.decode() if isinstance(op, bytes) else op
     stamp = Stamp(hlc, Lane(lane), role, editor, False, reason, tuple(sorted(distrusted)))
-    return PendingEdit(Dot(actor, counter), stamp, op == "D", before, after)
+    version = before and before["version_vector"]
+    return PendingEdit(actor, stamp, op == "D", before, after, version)
 
 
 def _json(rows: list[dict]) -> str:

@@ -117,7 +117,7 @@ WHERE t.record_id = f.record_id AND t.campus = f.campus"""
 _RECORD = f"""\
 UPDATE sync.record AS r SET src_table = f.src_table, seen = f.seen,
     record = jsonb_build_object('seen', f.seen, 'edits', f.edits), change = f.change,
-    urgent = false
+    urgent = false, taken_from = NULL
 FROM (SELECT *, %s + row_number() OVER (ORDER BY record_id) AS change
     FROM pg_temp.campus_sync_joined) AS f WHERE {same_key("r", "f")}"""
 
@@ -191,7 +191,7 @@ class PlainRows:
         conn.execute("SET LOCAL synchronous_commit = local")
         take_stamps(conn, self._rules, {(hlc, SOURCE_MARK + self._campus) for hlc in self._hlcs})
         conn.execute(_HISTORY)
-        found = digests_of(conn, table, _SHOWN.format(name=table.name), "s")
+        found = digests_of(conn, table, _SHOWN.format(name=table.name), "s", "f.record_id")
         show = _SHOW.format(
             name=table.name,
             names=", ".join(map(quoted, table.by_name)),
@@ -199,7 +199,7 @@ class PlainRows:
             time=time_of("f.hlc"),
             level=table.level,
         )
-        conn.execute(show.encode(), (found.record_ids, found.digests))
+        conn.execute(show.encode(), (found.keys, found.digests))
         conn.execute(_RECORD, (counted(conn, len(self._hlcs)),))
         conn.execute(_AS_EVER)
 

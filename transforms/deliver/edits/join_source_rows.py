@@ -21,10 +21,15 @@ from transforms.deliver.edits.hold_records import Records
 from transforms.deliver.edits.join_plain import NOT_PLAIN, PlainRows, Said
 from transforms.deliver.edits.record_keys import Key
 
-_ANY = "SELECT FROM sync.record WHERE campus = %s AND table_name = %s LIMIT 1"
+# What a client has just created has no record yet.
+_ANY = """\
+(SELECT FROM sync.record WHERE campus = %(campus)s AND table_name = %(table)s LIMIT 1) UNION ALL
+(SELECT FROM sync.edit WHERE campus = %(campus)s AND table_name = %(table)s LIMIT 1)"""
 _EDITED = """\
-SELECT record_id FROM sync.record WHERE table_name = %s AND campus = %s
-    AND record_id = ANY (%s)"""
+SELECT record_id FROM sync.record WHERE table_name = %(table)s AND campus = %(campus)s
+    AND record_id = ANY (%(ids)s)
+UNION SELECT record_id FROM sync.edit WHERE table_name = %(table)s AND campus = %(campus)s
+    AND record_id = ANY (%(ids)s)"""
 _ALIVE = """\
 SELECT record_id FROM sync.record WHERE table_name = %s AND campus = %s AND src_table = %s
 ORDER BY record_id"""
@@ -41,11 +46,11 @@ class SourceRows:
 
     def edited(self, record_ids: pa.Array) -> np.ndarray | None:
         """Returns which of these records clients have edited; None for none."""
-        place = (self._campus, self._table.name)
+        place = {"campus": self._campus, "table": self._table.name}
         if self._conn.execute(_ANY, place, prepare=True).rowcount == 0:  # The usual case.
             return None
         ids = record_ids.to_pylist()
-        rows = self._conn.execute(_EDITED, (self._table.name, self._campus, ids), prepare=True)
+        rows = self._conn.execute(_EDITED, place | {"ids": ids}, prepare=True)
         if rows.rowcount == 0:
             return None
         known = {record_id for (record_id,) in rows}

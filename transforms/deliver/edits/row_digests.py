@@ -12,7 +12,7 @@ from transforms.deliver.store_schema import quoted
 EXACT = (Kind.TEXT, Kind.DATE, Kind.TIME)  # JSON prints them as their text.
 
 _CONTENT = """\
-SELECT array_agg(f.campus), array_agg(f.record_id), array_agg(f.hlc), array_agg(w.whole), {columns}
+SELECT array_agg({key}), array_agg(f.record_id), array_agg(w.whole), {columns}
 FROM {rows} CROSS JOIN LATERAL (SELECT {whole} AS whole) AS w"""
 # As `digest_rows` takes them, of the years that Python's calendar has.
 _READ = {
@@ -24,28 +24,26 @@ _WHOLE = "({0} IS NULL OR {0} >= '0001-01-01' AND {0} < '10000-01-01')"
 
 
 class Digests(typing.NamedTuple):
-    """Of rows: their keys, the stamps staged with them, and digests; None where a value has no
+    """Of rows: what names them where they are staged, and digests; None where a value has no
     Arrow form."""
 
-    campuses: list[str]
-    record_ids: list[str]
-    hlcs: list[int]
+    keys: list
     digests: list[bytes | None]
 
 
-def digests_of(conn: psycopg.Connection, table: Table, rows: str, row: str) -> Digests:
+def digests_of(conn: psycopg.Connection, table: Table, rows: str, row: str, key: str) -> Digests:
     """Returns the digests of rows of `table`, all of whose columns are of `EXACT` kinds.
 
     Args:
-      rows: a FROM item in which `f` has campus, record_id and hlc, and `row` names the rows. At
-        least one.
+      rows: a FROM item, of one row at least, in which `f` has the record_id and `row` names the
+        rows. key: a column of it.
     """
     names = {column.name: f"{row}.{quoted(column.name)}" for column in table.columns}
     dated = [names[c.name] for c in table.columns if c.kind in (Kind.DATE, Kind.TIME)]
     columns = [f"array_agg({_READ[c.kind].format(names[c.name])})" for c in table.columns]
     whole = " AND ".join(map(_WHOLE.format, dated)) or "true"
-    query = _CONTENT.format(rows=rows, columns=", ".join(columns), whole=whole)
-    campuses, ids, hlcs, wholes, *values = conn.execute(query.encode()).fetchone()
+    query = _CONTENT.format(rows=rows, key=key, columns=", ".join(columns), whole=whole)
+    keys, ids, wholes, *values = conn.execute(query.encode()).fetchone()
     arrays = [
         pa.array(column, pa.int64() if c.kind is Kind.TIME else ARROW_TYPES[c.kind])
         for c, column in zip(table.columns, values, strict=True)
@@ -60,7 +58,7 @@ def digests_of(conn: psycopg.Connection, table: Table, rows: str, row: str) -> D
         digest if whole else None
         for digest, whole in zip(digest_rows(table, batch).to_pylist(), wholes, strict=True)
     ]
-    return Digests(campuses, ids, hlcs, digests)
+    return Digests(keys, digests)
 
 
 def time_of(hlc: str) -> str:

@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from schemas.conflict_policy import EDITED_AT_STORES
 from schemas.tables import ARROW_TYPES, POSTGRES_TYPES, Kind, Table
+from transforms.deliver.edits.edit_schema import EDITED
 from transforms.deliver.store_schema import DELIVERED_SYNC_COLUMNS, quoted
 
 # What a driver's value of `MergeSql.base` is, before it is cast to the column's type.
@@ -49,7 +50,8 @@ class MergeSql:
         target, stage = f"consult.{table.name}", f"stage_{table.name}"
         names = ", ".join(stored_names(table))
         # Should a client edit a row after it was looked for, the guess was wrong.
-        self._unedited = " AND t.version_vector IS NULL" if table.name in EDITED_AT_STORES else ""
+        edited = table.name in EDITED_AT_STORES
+        self._unedited = f" AND NOT {EDITED.format('t.')}" if edited else ""
         # In a store COPY is the fastest insert by far: pages are filled and logged whole.
         self.copy_target = f"COPY {target} ({names}) FROM STDIN (FORMAT binary)".encode()
         self.copy_stage = f"COPY {stage} ({names}, unchanged) FROM STDIN (FORMAT binary)".encode()

@@ -195,14 +195,14 @@ def test_most_of_what_is_usual_is_plain(pair):
             assert fold_plain(a.own, RULES, keys) == set(keys) and len(keys) == 12
         carrier = Carrier(b.own, a.own, RULES)
         with b.own.transaction():
-            carrier.stage(Lane.ROUTINE, 0, 1_000, 1_000)
+            carrier.stage(Lane.ROUTINE, "", 0, 1_000, 1_000)
             taken = carrier.take(Lane.ROUTINE)
             assert (taken.learned, taken.to_join, taken.skipped) == (12, [], {})
         for i in range(6):
             a.update(f"n{i}", content="d")
             a.update(f"p{2 * i}", "patient", phone="3")
     with b.own.transaction():
-        carrier.stage(Lane.ROUTINE, 0, 1_000, 1_000)
+        carrier.stage(Lane.ROUTINE, "", 0, 1_000, 1_000)
         assert carrier.take(Lane.ROUTINE).learned == 0
 
 

@@ -7,6 +7,7 @@ for `hold_records` to join one by one.
 
 import collections.abc
 import functools
+import itertools
 import typing
 
 import psycopg
@@ -15,14 +16,14 @@ from schemas.batches import Lane
 from schemas.conflict_policy import EDITED_AT_STORES, ConflictRules
 from schemas.versions import COVERS_SQL, SOURCE_MARK
 from transforms.deliver.edits.hold_records import row_statement
-from transforms.deliver.edits.record_keys import KEYS, OF_KEY, Key, names_of, same_key
-from transforms.deliver.edits.stamp_records import counted, take_stamps
+from transforms.deliver.edits.record_keys import KEYS, OF_KEY, Key, cleared, names_of, same_key
+from transforms.deliver.edits.stamp_records import BEFORE, number_changes, take_stamps
 
 _STAGE = """\
 CREATE TEMP TABLE IF NOT EXISTS campus_sync_pulled (change bigint PRIMARY KEY,
     table_name text COLLATE "C", campus text COLLATE "C", record_id text COLLATE "C",
-    src_table text, seen jsonb, record jsonb, kind text, shown jsonb) ON COMMIT DELETE ROWS"""
-_CLEAR = "DELETE FROM pg_temp.campus_sync_pulled"
+    src_table text, seen jsonb, record jsonb, kind text, shown jsonb)"""
+_CLEAR = cleared("pg_temp.campus_sync_pulled")
 _PUT = "COPY pg_temp.campus_sync_pulled FROM STDIN"
 
 # What a peer offers of a record. `kind`: `row` where the row that shows it may be taken as it is,
@@ -115,8 +116,8 @@ SELECT actor, max(hlc), max(hlc) FILTER (WHERE hlc < ((us / 1000 << 16) | (us %%
     max(hlc) FILTER (WHERE lane = %(lane)s),
     array_agg(DISTINCT change) FILTER (WHERE lane = '{Lane.EMERGENCY.value}')
 FROM met, wall GROUP BY actor"""
-_COUNTED = """\
-(SELECT p.*, %(number)s + row_number() OVER (ORDER BY p.change) AS number,
+_COUNTED = f"""\
+(SELECT p.*, {BEFORE} + row_number() OVER (ORDER BY p.change) AS number,
     p.change = ANY (%(urgent)s::bigint[]) AS urgent
 FROM pg_temp.campus_sync_pulled p WHERE p.change = ANY (%(taken)s)) AS p"""
 _PUT_RECORDS = f"""\
@@ -169,13 +170,18 @@ class Carrier:
         self._conn, self._peer, self._rules = conn, peer, rules
         self._from = ""
 
-    def stage(self, lane: Lane, after: int, upto: int, limit: int) -> Page:
-        """Stages the peer's changes above `after`, at most `limit`; returns what was found."""
-        self._conn.execute(_STAGE)
-        self._conn.execute(_CLEAR)
+    def stage(self, lane: Lane, incarnation: str, after: int, upto: int, limit: int) -> Page:
+        """Stages the peer's changes above `after`, at most `limit`; returns what was found.
+
+        Args:
+          incarnation: the peer's, of which these are changes.
+        """
+        self._from = incarnation
+        with self._conn.pipeline():
+            self._conn.execute(_STAGE)
+            self._conn.execute(_CLEAR)
+            (asker,) = self._conn.execute(_INCARNATION).fetchone()
         urgent = "urgent AND" if lane is Lane.EMERGENCY else ""
-        (asker,) = self._conn.execute(_INCARNATION).fetchone()
-        (self._from,) = self._peer.execute(_INCARNATION).fetchone()
         names = {"after": after, "upto": upto, "limit": limit, "asker": asker}
         self._copy(_PAGE.format(urgent=urgent), names)
         rows, last = self._conn.execute(_STAGED).fetchone()
@@ -201,16 +207,23 @@ class Carrier:
         Raises:
           psycopg.Error, one of `hold_records.PASSING`: roll back and try again.
         """
+        with self._conn.pipeline():  # What nothing is asked about goes together.
+            return self._take(lane)
+
+    def _take(self, lane: Lane) -> Taken:
         self._conn.execute(_DROP_KNOWN)
         names = [name for (name,) in self._conn.execute(_TABLES)]
         if not names:
             return Taken(0, None, [], {})
-        rows = []
-        for name in names:
-            query = _LOCK_ROWS.format(name=name, of_row=_OF_ROW)
-            rows += [change for (change,) in self._conn.execute(query.encode())]
-        records = [change for (change,) in self._conn.execute(_LOCK_RECORDS)]
-        found = self._judged(names, {"rows": rows, "records": records})
+        locks = [
+            self._conn.execute(query.encode())
+            for query in (
+                *(_LOCK_ROWS.format(name=name, of_row=_OF_ROW) for name in names),
+                _LOCK_RECORDS,
+            )
+        ]
+        *rows, records = ([change for (change,) in lock] for lock in locks)
+        found = self._judged(names, {"rows": list(itertools.chain(*rows)), "records": records})
         skipped = {key: change for change, key in found.pop("skip", ())}
         joins = [change for change, _ in found.pop("join", ())]
         to_join = [
@@ -226,18 +239,20 @@ class Carrier:
     def _judged(
         self, names: list[str], locked: dict[str, list[int]]
     ) -> dict[str, list[tuple[int, Key]]]:
-        found: dict[str, list[tuple[int, Key]]] = {}
-        for name in names:
-            query = _JUDGE.format(
+        queries = [
+            _JUDGE.format(
                 name=name,
                 key=_KEY,
                 of_row=_OF_ROW,
                 mark=SOURCE_MARK,
                 above_base=COVERS_SQL.format(above="p.seen", below="base.seen"),
             )
-            judged = self._conn.execute(query.encode(), locked)
-            for change, table, campus, record_id, verdict in judged:
-                found.setdefault(verdict, []).append((change, Key(table, campus, record_id)))
+            for name in names
+        ]
+        judged = [self._conn.execute(query.encode(), locked) for query in queries]
+        found: dict[str, list[tuple[int, Key]]] = {}
+        for change, table, campus, record_id, verdict in itertools.chain.from_iterable(judged):
+            found.setdefault(verdict, []).append((change, Key(table, campus, record_id)))
         return found
 
     def _write(
@@ -261,8 +276,8 @@ class Carrier:
                 rows = (_GONE if how == "remove" else _ROWS).format(name=name)
                 conn.execute(row_statement(name, how, rows).encode(), (changes,))
         urgent = [change for row in met for change in row[4] or ()]
-        number = counted(conn, len(taken))
-        names = {"number": number, "urgent": urgent, "taken": taken, "known": records}
+        number_changes(conn, len(taken))
+        names = {"records": len(taken), "urgent": urgent, "taken": taken, "known": records}
         for statement in (_ADD_RECORDS, _PUT_RECORDS):
             conn.execute(statement.encode(), names | {"peer": self._from})
         return max((row[3] for row in met if row[3] is not None), default=None)

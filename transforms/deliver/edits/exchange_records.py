@@ -159,7 +159,7 @@ class Puller:
         if after >= upto and not waiting:
             return Pulled(0, 0, False)
         with self._conn.transaction():
-            page = self._carrier.stage(lane, after, upto, limit)
+            page = self._carrier.stage(lane, self._incarnation, after, upto, limit)
             reached = page.last if page.rows == limit else max(after, upto)
             if waiting:
                 self._carrier.stage_again(waiting)

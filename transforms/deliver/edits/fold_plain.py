@@ -29,9 +29,9 @@ from schemas.tables import Table
 from schemas.versions import SOURCE_MARK
 from transforms.deliver.edits.edit_json import source_edit, values_of
 from transforms.deliver.edits.hold_records import lock_keys
-from transforms.deliver.edits.record_keys import OF_KEY, Key, looked_up, names_of, same_key
-from transforms.deliver.edits.row_digests import EXACT, digests_of, time_of
-from transforms.deliver.edits.stamp_records import counted, take_stamps
+from transforms.deliver.edits.record_keys import OF_KEY, Key, cleared, looked_up, names_of, same_key
+from transforms.deliver.edits.row_digests import EXACT, ask_content, digests_of, time_of
+from transforms.deliver.edits.stamp_records import BEFORE, number_changes, take_stamps
 
 _REPLACED = (Branches, HoldBoth, Newest, States)  # Whose version an edit of it replaces.
 _SPACES = "".join(filter(str.isspace, map(chr, range(0x3001))))
@@ -40,12 +40,12 @@ _STAGE = """\
 CREATE TEMP TABLE IF NOT EXISTS campus_sync_folded (edit_id bigint PRIMARY KEY,
     record_id text COLLATE "C", table_name text COLLATE "C", campus text COLLATE "C",
     src_table text, seen jsonb, edits jsonb, news jsonb, hlc bigint, urgent boolean,
-    said_hlc bigint, said_by text, fresh boolean) ON COMMIT DELETE ROWS"""
+    said_hlc bigint, said_by text, fresh boolean)"""
 _LOCKED = (
     "unnest(%(ids)s::text[], %(tables)s::text[], %(campuses)s::text[], %(held)s::boolean[])"
     " AS k(record_id, table_name, campus, held)"
 )
-_CLEAR = "DELETE FROM pg_temp.campus_sync_folded"
+_CLEAR = cleared("pg_temp.campus_sync_folded")
 # `news`: what goes into the history; null for all of `edits`. `fresh`: there is no record yet.
 _PLAIN = """\
 WITH alone AS MATERIALIZED (
@@ -148,8 +148,8 @@ UPDATE consult.{name} AS t SET digest = d.digest, security_level = {level}, hlc 
 FROM unnest(%s::bigint[], %s::bytea[]) AS d(edit_id, digest)
 JOIN pg_temp.campus_sync_folded AS f ON f.edit_id = d.edit_id
 WHERE t.record_id = f.record_id AND t.campus = f.campus"""
-_COUNTED = """\
-(SELECT *, %s + row_number() OVER (ORDER BY edit_id) AS change,
+_COUNTED = f"""\
+(SELECT *, {BEFORE} + row_number() OVER (ORDER BY edit_id) AS change,
     jsonb_build_object('seen', seen, 'edits', edits) AS record
 FROM pg_temp.campus_sync_folded) AS f"""
 _ADD_RECORDS = f"""\
@@ -174,44 +174,54 @@ def fold_plain(
     Raises:
       psycopg.Error, one of `hold_records.PASSING`: roll back and try again.
     """
-    conn.execute(_STAGE)
-    conn.execute(_CLEAR)
-    (actor,) = conn.execute(_ACTOR).fetchone()
-    locked = lock_keys(conn, keys)
-    records = set(locked.records)
-    for name, keys in itertools.groupby(locked.rows, key=lambda key: key.table):
-        some = list(keys)
-        names = names_of(some) | {"held": [key in records for key in some]}
-        names |= {"actor": actor, "source_role": rules.source_role}
-        if statement := _statement(ALL_TABLES[name], rules.tables[name]):
-            conn.execute(statement.encode(), names)
-    folded = conn.execute(_FOLDED).fetchall()
-    if folded:
-        _write(conn, rules, sorted({table for table, *_ in folded}), [row[3] for row in folded])
+    with conn.pipeline():  # What nothing is asked about goes together: a store may be far.
+        conn.execute(_STAGE)
+        conn.execute(_CLEAR)
+        asked = conn.execute(_ACTOR)
+        locked = lock_keys(conn, keys)
+        names = {"actor": asked.fetchone()[0], "source_role": rules.source_role}
+        records = set(locked.records)
+        contents = {}
+        for name, some in itertools.groupby(locked.rows, key=lambda key: key.table):
+            table, there = ALL_TABLES[name], list(some)
+            if statement := _statement(table, rules.tables[name]):
+                held = [key in records for key in there]
+                conn.execute(statement.encode(), names | names_of(there) | {"held": held})
+                rows = _CONTENT.format(name=name)
+                contents[name] = ask_content(conn, table, rows, "t", "f.edit_id")
+        found, said = conn.execute(_FOLDED), conn.execute(_SAID_BY)
+        folded = found.fetchall()
+        if folded:
+            _write(conn, rules, contents, [row[3] for row in folded], said.fetchall())
     return frozenset(Key(*row[:3]) for row in folded)
 
 
 def _write(
-    conn: psycopg.Connection, rules: ConflictRules, tables: list[str], edits: list[int]
+    conn: psycopg.Connection,
+    rules: ConflictRules,
+    contents: dict[str, psycopg.Cursor],
+    edits: list[int],
+    said: list[tuple],
 ) -> None:
     # As `Records.update` does, and in its order.
     conn.execute("SET LOCAL synchronous_commit = local")
-    if said := conn.execute(_SAID_BY).fetchall():
+    if said:
         take_stamps(conn, rules, said)
     conn.execute(_HISTORY)
-    for name in tables:
-        _show(conn, ALL_TABLES[name])
+    for name, content in contents.items():
+        _show(conn, ALL_TABLES[name], content)
     conn.execute(_DONE, (edits,))
-    number = counted(conn, len(edits))
+    number_changes(conn, len(edits))
     for statement in (_ADD_RECORDS, _PUT_RECORDS):
-        conn.execute(statement.encode(), (number,))
+        conn.execute(statement.encode(), {"records": len(edits)})
 
 
-def _show(conn: psycopg.Connection, table: Table) -> None:
+def _show(conn: psycopg.Connection, table: Table, content: psycopg.Cursor) -> None:
     """Gives rows, which show already what their editors wrote, the rest of what a row has."""
-    found = digests_of(conn, table, _CONTENT.format(name=table.name), "t", "f.edit_id")
-    statement = _SHOW.format(name=table.name, level=table.level, time=time_of("f.hlc"))
-    conn.execute(statement.encode(), found)
+    found = digests_of(table, content)
+    if found.keys:
+        statement = _SHOW.format(name=table.name, level=table.level, time=time_of("f.hlc"))
+        conn.execute(statement.encode(), found)
 
 
 def _statement(table: Table, policy: TablePolicy) -> str | None:

@@ -24,7 +24,7 @@ from transforms.conflicts.stored_rows import put_digests, record_of_row, row_of
 from transforms.deliver.edits.edit_schema import OWN_SESSION
 from transforms.deliver.edits.note_conflicts import note_conflicts
 from transforms.deliver.edits.record_keys import KEYS, OF_KEY, Key, names_of, plain_key, same_key
-from transforms.deliver.edits.stamp_records import counted, take_stamps
+from transforms.deliver.edits.stamp_records import BEFORE, number_changes, take_stamps
 from transforms.deliver.store_schema import quoted
 
 SESSION = f"""\
@@ -68,15 +68,16 @@ SELECT record_id, table_name, campus, edit -> 'dot' ->> 0, (edit -> 'dot' ->> 1)
 FROM json_to_recordset(%s) AS v(record_id text, table_name text, campus text, edit jsonb)
 ON CONFLICT DO NOTHING"""
 _RECORD_ROWS = """\
-json_to_recordset(%s) AS v(record_id text, table_name text, campus text, src_table text,
+json_to_recordset(%(rows)s) AS v(record_id text, table_name text, campus text, src_table text,
     seen jsonb, record jsonb, change bigint, urgent boolean)"""
 # One that somebody else has just made is no reason to write over it: `PASSING`.
 _ADD_RECORDS = f"""\
 INSERT INTO sync.record (record_id, table_name, campus, src_table, seen, record, change, urgent)
-SELECT * FROM {_RECORD_ROWS}"""
+SELECT record_id, table_name, campus, src_table, seen, record, {BEFORE} + change, urgent
+FROM {_RECORD_ROWS}"""
 _PUT_RECORDS = f"""\
 UPDATE sync.record AS r SET src_table = v.src_table, seen = v.seen, record = v.record,
-    change = v.change, urgent = v.urgent, taken_from = NULL
+    change = {BEFORE} + v.change, urgent = v.urgent, taken_from = NULL
 FROM {_RECORD_ROWS} WHERE {same_key("r", "v")}"""
 _APART = f"""\
 INSERT INTO sync.incident (link, kind, detail) SELECT a.actor, '{APART}',
@@ -259,14 +260,14 @@ class Records:
         edits = [number for one in changed for number in one.edit_ids]
         if edits:
             conn.execute("DELETE FROM sync.edit WHERE id = ANY (%s)", (edits,))
-        number = counted(conn, len(changed))
+        number_changes(conn, len(changed))
         rows = [
             {
                 **plain_key(one.key),
                 "src_table": one.src_table,
                 "seen": dict(one.record.seen),
                 "record": record_to_plain(one.record),
-                "change": number + i,
+                "change": i,
                 "urgent": any(e.stamp.lane is Lane.EMERGENCY for _, e in one.met),
             }
             for i, one in enumerate(changed, 1)
@@ -274,7 +275,8 @@ class Records:
         for statement, known in ((_ADD_RECORDS, False), (_PUT_RECORDS, True)):
             some = [row for row, one in zip(rows, changed, strict=True) if one.known is known]
             if some:
-                conn.execute(statement.encode(), (_json(some),))
+                names = {"records": len(changed), "rows": _json(some)}
+                conn.execute(statement.encode(), names)
 
     def _write_rows(self, changed: list[_Held]) -> dict[Key, Shown]:
         rows: dict[tuple[str, str], list[dict]] = collections.defaultdict(list)
@@ -312,17 +314,18 @@ def lock_keys(
 ) -> Locked:
     """Locks rows and records, in the caller's transaction; passes over those that somebody else
     holds, or, with `wait`, waits for them."""
-    found: list[Key] = []
     keys = sorted(set(keys))
     lock = "FOR UPDATE OF {}" + ("" if wait else " SKIP LOCKED")
+    found = []
     for table, some in itertools.groupby(keys, key=lambda key: key.table):
-        names = names_of(list(some))
-        query = _ROWS.format(what="1", table=table, lock=lock.format("t"))
-        rows = conn.execute(query.encode(), names)
-        found += [Key(table, campus, record_id) for record_id, campus, _ in rows]
+        query = _ROWS.format(what=f"'{table}'", table=table, lock=lock.format("t"))
+        found.append(conn.execute(query.encode(), names_of(list(some))))
     query = _RECORDS.format(what="1", lock=lock.format("r"))
-    rows = conn.execute(query.encode(), names_of(keys)).fetchall()
-    return Locked(found, [Key(table, campus, record_id) for record_id, table, campus, _ in rows])
+    records = conn.execute(query.encode(), names_of(keys))
+    return Locked(
+        [Key(table, campus, record_id) for rows in found for record_id, campus, table in rows],
+        [Key(table, campus, record_id) for record_id, table, campus, _ in records],
+    )
 
 
 def _pending(edit: tuple) -> PendingEdit:

@@ -23,8 +23,8 @@ from schemas.versions import SOURCE_MARK
 from transforms.deliver.edits.edit_json import source_edit, values_of
 from transforms.deliver.edits.hold_records import lock_keys
 from transforms.deliver.edits.record_keys import Key, looked_up, same_key
-from transforms.deliver.edits.row_digests import EXACT, digests_of, time_of
-from transforms.deliver.edits.stamp_records import counted, take_stamps
+from transforms.deliver.edits.row_digests import EXACT, ask_content, digests_of, time_of
+from transforms.deliver.edits.stamp_records import BEFORE, number_changes, take_stamps
 from transforms.deliver.store_schema import quoted
 
 _STAGES = """\
@@ -118,7 +118,7 @@ _RECORD = f"""\
 UPDATE sync.record AS r SET src_table = f.src_table, seen = f.seen,
     record = jsonb_build_object('seen', f.seen, 'edits', f.edits), change = f.change,
     urgent = false, taken_from = NULL
-FROM (SELECT *, %s + row_number() OVER (ORDER BY record_id) AS change
+FROM (SELECT *, {BEFORE} + row_number() OVER (ORDER BY record_id) AS change
     FROM pg_temp.campus_sync_joined) AS f WHERE {same_key("r", "f")}"""
 
 
@@ -191,7 +191,8 @@ class PlainRows:
         conn.execute("SET LOCAL synchronous_commit = local")
         take_stamps(conn, self._rules, {(hlc, SOURCE_MARK + self._campus) for hlc in self._hlcs})
         conn.execute(_HISTORY)
-        found = digests_of(conn, table, _SHOWN.format(name=table.name), "s", "f.record_id")
+        shown = _SHOWN.format(name=table.name)
+        found = digests_of(table, ask_content(conn, table, shown, "s", "f.record_id"))
         show = _SHOW.format(
             name=table.name,
             names=", ".join(map(quoted, table.by_name)),
@@ -200,7 +201,8 @@ class PlainRows:
             level=table.level,
         )
         conn.execute(show.encode(), (found.keys, found.digests))
-        conn.execute(_RECORD, (counted(conn, len(self._hlcs)),))
+        number_changes(conn, len(self._hlcs))
+        conn.execute(_RECORD.encode(), {"records": len(self._hlcs)})
         conn.execute(_AS_EVER)
 
 

@@ -31,19 +31,28 @@ class Digests(typing.NamedTuple):
     digests: list[bytes | None]
 
 
-def digests_of(conn: psycopg.Connection, table: Table, rows: str, row: str, key: str) -> Digests:
-    """Returns the digests of rows of `table`, all of whose columns are of `EXACT` kinds.
+def ask_content(
+    conn: psycopg.Connection, table: Table, rows: str, row: str, key: str
+) -> psycopg.Cursor:
+    """Asks for rows of `table`, all of whose columns are of `EXACT` kinds, for `digests_of`.
 
     Args:
-      rows: a FROM item, of one row at least, in which `f` has the record_id and `row` names the
-        rows. key: a column of it.
+      rows: a FROM item in which `f` has the record_id and `row` names the rows. key: a column of
+        it.
     """
     names = {column.name: f"{row}.{quoted(column.name)}" for column in table.columns}
     dated = [names[c.name] for c in table.columns if c.kind in (Kind.DATE, Kind.TIME)]
     columns = [f"array_agg({_READ[c.kind].format(names[c.name])})" for c in table.columns]
     whole = " AND ".join(map(_WHOLE.format, dated)) or "true"
     query = _CONTENT.format(rows=rows, key=key, columns=", ".join(columns), whole=whole)
-    keys, ids, wholes, *values = conn.execute(query.encode()).fetchone()
+    return conn.execute(query.encode())
+
+
+def digests_of(table: Table, content: psycopg.Cursor) -> Digests:
+    """Returns the digests of what `ask_content` asked for, in no order."""
+    keys, ids, wholes, *values = content.fetchone()
+    if keys is None:
+        return Digests([], [])
     arrays = [
         pa.array(column, pa.int64() if c.kind is Kind.TIME else ARROW_TYPES[c.kind])
         for c, column in zip(table.columns, values, strict=True)

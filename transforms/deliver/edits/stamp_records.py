@@ -11,7 +11,7 @@ SKEW = "clock_distrusted"  # A kind of incident.
 
 # One lock for all who change records, from here to the commit: whoever reads up to a change has
 # read every change before it. Clients never take it.
-_COUNT = "UPDATE sync.store SET change = change + %s RETURNING change - %s"
+_COUNT = "UPDATE sync.store SET change = change + %s"
 _CLOCK = """\
 SELECT name, sync.wall_us(), (SELECT last_value FROM sync.hlc), distrusted,
     name || '.' || sync.incarnation() FROM sync.store"""
@@ -24,9 +24,13 @@ INSERT INTO sync.incident (link, kind, detail) SELECT actor, '{SKEW}',
     AS actor"""
 
 
-def counted(conn: psycopg.Connection, records: int) -> int:
-    """Takes change numbers for as many records, until the commit; they begin behind the result."""
-    return conn.execute(_COUNT, (records, records)).fetchone()[0]
+# The number before the first of those that `number_changes` took last, in this transaction.
+BEFORE = "(SELECT change FROM sync.store) - %(records)s"
+
+
+def number_changes(conn: psycopg.Connection, records: int) -> None:
+    """Takes change numbers for as many records, until the commit; they begin behind `BEFORE`."""
+    conn.execute(_COUNT, (records,))
 
 
 def take_stamps(

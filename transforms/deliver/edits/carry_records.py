@@ -28,27 +28,30 @@ _PUT = "COPY pg_temp.campus_sync_pulled FROM STDIN"
 
 # What a peer offers of a record. `kind`: `row` where the row that shows it may be taken as it is,
 # `gone` where nothing shows it, else null: an edit waits, a person is asked, or it is a
-# tombstone, whose content each store keeps as it had it.
+# tombstone, whose content each store keeps as it had it. One transaction wrote record and row; if
+# not, a client has edited the row since (or both came out of a dump).
 _OFFER = """\
 COPY (SELECT p.change, p.table_name, p.campus, p.record_id, p.src_table, p.record -> 'seen',
     p.record, k.kind, CASE WHEN k.kind = 'row' THEN t.shown END
 FROM ({page}) AS p LEFT JOIN LATERAL ({rows}) AS t ON true
 CROSS JOIN LATERAL (SELECT CASE
-    WHEN (SELECT true FROM sync.edit c WHERE {key} LIMIT 1)
-        OR (SELECT true FROM sync.conflict c WHERE {key} AND c.state || '' <> 'closed' LIMIT 1)
-        THEN NULL
-    WHEN t.seen IS NULL AND t.shown IS NULL AND p.src_table = '' THEN 'gone'
-    WHEN t.seen = p.seen AND NOT t.deleted THEN 'row' END AS kind) AS k) TO STDOUT"""
+    WHEN (SELECT true FROM sync.conflict c
+        WHERE {key} AND c.state || '' <> 'closed' LIMIT 1) THEN NULL
+    WHEN t.shown IS NULL AND p.src_table = ''
+        AND (SELECT true FROM sync.edit c WHERE {key} LIMIT 1) IS NULL THEN 'gone'
+    WHEN t.seen = p.seen AND t.wrote = p.wrote AND NOT t.deleted THEN 'row' END AS kind) AS k)
+TO STDOUT"""
 _SHOWN = """\
-SELECT to_jsonb(t) AS shown, t.version_vector AS seen, t.deleted FROM consult.{name} AS t
+SELECT to_jsonb(t) AS shown, t.version_vector AS seen, t.deleted, t.xmin AS wrote
+FROM consult.{name} AS t
 WHERE p.table_name = '{name}' AND t.record_id = p.record_id AND t.campus = p.campus"""
 # But what this store had taken from the one that asks, as it is now.
 _PAGE = """\
-SELECT * FROM sync.record WHERE {urgent} change > %(after)s AND change <= %(upto)s
+SELECT *, xmin AS wrote FROM sync.record WHERE {urgent} change > %(after)s AND change <= %(upto)s
     AND taken_from IS DISTINCT FROM %(asker)s
 ORDER BY change LIMIT %(limit)s"""
 _AGAIN = f"""\
-SELECT r.* FROM {KEYS} JOIN sync.record r ON {OF_KEY}
+SELECT r.*, r.xmin AS wrote FROM {KEYS} JOIN sync.record r ON {OF_KEY}
 WHERE r.record IS NOT NULL"""
 # What waited may stand in the page too, and may have changed between the two readings.
 _TAKE_OUT = f"""\
@@ -119,17 +122,17 @@ FROM met, wall GROUP BY actor"""
 _COUNTED = f"""\
 (SELECT p.*, {BEFORE} + row_number() OVER (ORDER BY p.change) AS number,
     p.change = ANY (%(urgent)s::bigint[]) AS urgent
-FROM pg_temp.campus_sync_pulled p WHERE p.change = ANY (%(taken)s)) AS p"""
+FROM pg_temp.campus_sync_pulled p WHERE p.change = ANY (%(some)s)) AS p"""
 _PUT_RECORDS = f"""\
 UPDATE sync.record AS r SET src_table = p.src_table, seen = p.seen, record = p.record,
     change = p.number, urgent = p.urgent, taken_from = %(peer)s
-FROM {_COUNTED} WHERE {_KEY} AND p.change = ANY (%(known)s::bigint[])"""
+FROM {_COUNTED} WHERE {_KEY}"""
 # One that somebody else has just made is no reason to write over it: `PASSING`.
 _ADD_RECORDS = f"""\
 INSERT INTO sync.record (record_id, table_name, campus, src_table, seen, record, change, urgent,
     taken_from)
 SELECT p.record_id, p.table_name, p.campus, p.src_table, p.seen, p.record, p.number, p.urgent,
-    %(peer)s FROM {_COUNTED} WHERE p.change <> ALL (%(known)s::bigint[])"""
+    %(peer)s FROM {_COUNTED}"""
 _TO_JOIN = """\
 SELECT change, table_name, campus, record_id, src_table, record::text
 FROM pg_temp.campus_sync_pulled WHERE change = ANY (%s) ORDER BY change"""
@@ -276,10 +279,12 @@ class Carrier:
                 rows = (_GONE if how == "remove" else _ROWS).format(name=name)
                 conn.execute(row_statement(name, how, rows).encode(), (changes,))
         urgent = [change for row in met for change in row[4] or ()]
-        number_changes(conn, len(taken))
-        names = {"records": len(taken), "urgent": urgent, "taken": taken, "known": records}
-        for statement in (_ADD_RECORDS, _PUT_RECORDS):
-            conn.execute(statement.encode(), names | {"peer": self._from})
+        known = set(taken) & set(records)
+        for statement, some in ((_ADD_RECORDS, set(taken) - known), (_PUT_RECORDS, known)):
+            if some:
+                number_changes(conn, len(some))
+                names = {"records": len(some), "some": list(some), "urgent": urgent}
+                conn.execute(statement.encode(), names | {"peer": self._from})
         return max((row[3] for row in met if row[3] is not None), default=None)
 
 

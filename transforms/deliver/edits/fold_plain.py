@@ -136,7 +136,7 @@ FROM pg_temp.campus_sync_folded f, jsonb_array_elements(coalesce(f.news, f.edits
 ON CONFLICT DO NOTHING"""
 _SAID_BY = """\
 SELECT DISTINCT said_hlc, said_by FROM pg_temp.campus_sync_folded WHERE said_hlc IS NOT NULL"""
-_FOLDED = "SELECT table_name, campus, record_id, edit_id FROM pg_temp.campus_sync_folded"
+_FOLDED = "SELECT table_name, campus, record_id, edit_id, fresh FROM pg_temp.campus_sync_folded"
 _CONTENT = """\
 pg_temp.campus_sync_folded AS f
 JOIN consult.{name} t ON t.record_id = f.record_id AND t.campus = f.campus
@@ -151,15 +151,15 @@ WHERE t.record_id = f.record_id AND t.campus = f.campus"""
 _COUNTED = f"""\
 (SELECT *, {BEFORE} + row_number() OVER (ORDER BY edit_id) AS change,
     jsonb_build_object('seen', seen, 'edits', edits) AS record
-FROM pg_temp.campus_sync_folded) AS f"""
+FROM pg_temp.campus_sync_folded WHERE {{which}}) AS f"""
 _ADD_RECORDS = f"""\
 INSERT INTO sync.record (record_id, table_name, campus, src_table, seen, record, change, urgent)
 SELECT record_id, table_name, campus, src_table, seen, record, change, urgent
-FROM {_COUNTED} WHERE fresh"""
+FROM {_COUNTED.format(which="fresh")}"""
 _PUT_RECORDS = f"""\
 UPDATE sync.record AS r SET src_table = f.src_table, seen = f.seen, record = f.record,
     change = f.change, urgent = f.urgent, taken_from = NULL
-FROM {_COUNTED} WHERE {same_key("r", "f")} AND NOT f.fresh"""
+FROM {_COUNTED.format(which="NOT fresh")} WHERE {same_key("r", "f")}"""
 _DONE = "DELETE FROM sync.edit WHERE id = ANY (%s)"
 _ACTOR = "SELECT name || '.' || sync.incarnation() FROM sync.store"
 
@@ -192,7 +192,8 @@ def fold_plain(
         found, said = conn.execute(_FOLDED), conn.execute(_SAID_BY)
         folded = found.fetchall()
         if folded:
-            _write(conn, rules, contents, [row[3] for row in folded], said.fetchall())
+            edits = {edit_id: fresh for *_, edit_id, fresh in folded}
+            _write(conn, rules, contents, edits, said.fetchall())
     return frozenset(Key(*row[:3]) for row in folded)
 
 
@@ -200,7 +201,7 @@ def _write(
     conn: psycopg.Connection,
     rules: ConflictRules,
     contents: dict[str, psycopg.Cursor],
-    edits: list[int],
+    edits: dict[int, bool],
     said: list[tuple],
 ) -> None:
     # As `Records.update` does, and in its order.
@@ -210,10 +211,12 @@ def _write(
     conn.execute(_HISTORY)
     for name, content in contents.items():
         _show(conn, ALL_TABLES[name], content)
-    conn.execute(_DONE, (edits,))
-    number_changes(conn, len(edits))
-    for statement in (_ADD_RECORDS, _PUT_RECORDS):
-        conn.execute(statement.encode(), {"records": len(edits)})
+    conn.execute(_DONE, (list(edits),))
+    new = sum(edits.values())
+    for statement, some in ((_ADD_RECORDS, new), (_PUT_RECORDS, len(edits) - new)):
+        if some:
+            number_changes(conn, some)
+            conn.execute(statement.encode(), {"records": some})
 
 
 def _show(conn: psycopg.Connection, table: Table, content: psycopg.Cursor) -> None:

@@ -81,7 +81,7 @@ WITH alone AS MATERIALIZED (
 )
 INSERT INTO pg_temp.campus_sync_folded
 SELECT b.id, b.record_id, b.table_name, b.campus, '',
-    jsonb_build_object(b.actor, b.counter), n.edits, n.edits, b.hlc, b.lane = '{emergency}',
+    jsonb_build_object(b.actor, b.counter), n.edits, NULL, b.hlc, b.lane = '{emergency}',
     NULL, NULL, true
 FROM based b
 CROSS JOIN LATERAL (SELECT jsonb_build_array(b.stamp

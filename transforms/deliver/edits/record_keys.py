@@ -41,7 +41,7 @@ def cleared(stage: str) -> str:
     a small page costs as much as all its rows.
     """
     return (
-        f"DO $$ BEGIN IF pg_relation_size('{stage}') > 1000000 THEN TRUNCATE {stage};"
+        f"DO $$ BEGIN IF pg_relation_size('{stage}') > 16000000 THEN TRUNCATE {stage};"
         f" ELSE DELETE FROM {stage}; END IF; END $$"
     )
 

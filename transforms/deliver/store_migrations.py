@@ -112,6 +112,7 @@ ALTER TABLE IF EXISTS sync.quality_alarm
 # An edit's number is given where it is folded in, and its row and record are left until then.
 _FOLDED_OF_6 = """\
 ALTER TABLE IF EXISTS sync.edit DROP COLUMN IF EXISTS counter;
+ALTER TABLE IF EXISTS sync.edit SET (toast_tuple_target = 8160);
 ALTER TABLE IF EXISTS sync.record ADD COLUMN IF NOT EXISTS taken_from text;
 DO $$ BEGIN
     IF to_regclass('sync.record') IS NULL THEN RETURN; END IF;

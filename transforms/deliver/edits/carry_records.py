@@ -16,13 +16,21 @@ from schemas.batches import Lane
 from schemas.conflict_policy import EDITED_AT_STORES, ConflictRules
 from schemas.versions import COVERS_SQL, SOURCE_MARK
 from transforms.deliver.edits.hold_records import row_statement
-from transforms.deliver.edits.record_keys import KEYS, OF_KEY, Key, cleared, names_of, same_key
+from transforms.deliver.edits.record_keys import (
+    AS_IS,
+    KEYS,
+    OF_KEY,
+    Key,
+    cleared,
+    names_of,
+    same_key,
+)
 from transforms.deliver.edits.stamp_records import BEFORE, number_changes, take_stamps
 
-_STAGE = """\
+_STAGE = f"""\
 CREATE TEMP TABLE IF NOT EXISTS campus_sync_pulled (change bigint PRIMARY KEY,
     table_name text COLLATE "C", campus text COLLATE "C", record_id text COLLATE "C",
-    src_table text, seen jsonb, record jsonb, kind text, shown jsonb)"""
+    src_table text, seen jsonb, record jsonb, kind text, shown jsonb) {AS_IS}"""
 _CLEAR = cleared("pg_temp.campus_sync_pulled")
 _PUT = "COPY pg_temp.campus_sync_pulled FROM STDIN"
 

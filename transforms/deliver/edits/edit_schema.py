@@ -45,7 +45,7 @@ CREATE TABLE IF NOT EXISTS sync.edit (
     campus text COLLATE "C" NOT NULL, op "char" NOT NULL, actor text NOT NULL,
     hlc bigint NOT NULL, lane text NOT NULL, role text NOT NULL,
     editor text NOT NULL, reason text NOT NULL, distrusted text[] NOT NULL,
-    before jsonb, after jsonb);
+    before jsonb, after jsonb) WITH (toast_tuple_target = 8160);
 CREATE INDEX IF NOT EXISTS edit_record ON sync.edit (record_id, table_name, campus);
 CREATE INDEX IF NOT EXISTS edit_urgent ON sync.edit (id) WHERE lane = 'emergency';
 CREATE TABLE IF NOT EXISTS sync.record (

@@ -29,18 +29,26 @@ from schemas.tables import Table
 from schemas.versions import SOURCE_MARK
 from transforms.deliver.edits.edit_json import source_edit, values_of
 from transforms.deliver.edits.hold_records import lock_keys
-from transforms.deliver.edits.record_keys import OF_KEY, Key, cleared, looked_up, names_of, same_key
+from transforms.deliver.edits.record_keys import (
+    AS_IS,
+    OF_KEY,
+    Key,
+    cleared,
+    looked_up,
+    names_of,
+    same_key,
+)
 from transforms.deliver.edits.row_digests import EXACT, ask_content, digests_of, time_of
 from transforms.deliver.edits.stamp_records import BEFORE, number_changes, take_stamps
 
 _REPLACED = (Branches, HoldBoth, Newest, States)  # Whose version an edit of it replaces.
 _SPACES = "".join(filter(str.isspace, map(chr, range(0x3001))))
 
-_STAGE = """\
+_STAGE = f"""\
 CREATE TEMP TABLE IF NOT EXISTS campus_sync_folded (edit_id bigint PRIMARY KEY,
     record_id text COLLATE "C", table_name text COLLATE "C", campus text COLLATE "C",
     src_table text, seen jsonb, edits jsonb, news jsonb, hlc bigint, urgent boolean,
-    said_hlc bigint, said_by text, fresh boolean)"""
+    said_hlc bigint, said_by text, fresh boolean) {AS_IS}"""
 _LOCKED = (
     "unnest(%(ids)s::text[], %(tables)s::text[], %(campuses)s::text[], %(held)s::boolean[])"
     " AS k(record_id, table_name, campus, held)"
@@ -61,14 +69,7 @@ WITH alone AS MATERIALIZED (
         AND (SELECT true FROM sync.conflict c
             WHERE {conflict} AND c.state || '' <> 'closed' LIMIT 1) IS NULL
 ), based AS MATERIALIZED (
-    SELECT a.*, b.seen, b.edits, c.counter,
-        jsonb_build_object('hlc', a.hlc, 'lane', a.lane, 'role', a.role, 'editor', a.editor,
-            'dot', jsonb_build_array(a.actor, c.counter))
-        || CASE WHEN a.reason <> '' THEN jsonb_build_object('reason', a.reason)
-            ELSE '{{}}' END
-        || CASE WHEN a.distrusted <> '{{}}' THEN jsonb_build_object('distrusted',
-            (SELECT jsonb_agg(d ORDER BY d COLLATE "C") FROM unnest(a.distrusted) AS d))
-            ELSE '{{}}' END AS stamp
+    SELECT a.*, b.seen, b.edits, c.counter
     FROM alone a CROSS JOIN LATERAL (
         SELECT a.stored -> 'seen' AS seen, a.stored -> 'edits' AS edits WHERE a.kind = 'known'
         UNION ALL SELECT '{{}}', '[]' WHERE a.kind = 'new' AND {new}
@@ -84,8 +85,8 @@ SELECT b.id, b.record_id, b.table_name, b.campus, '',
     jsonb_build_object(b.actor, b.counter), n.edits, NULL, b.hlc, b.lane = '{emergency}',
     NULL, NULL, true
 FROM based b
-CROSS JOIN LATERAL (SELECT jsonb_build_array(b.stamp
-    || jsonb_build_object('wrote', jsonb_build_object({created}))) AS edits OFFSET 0) AS n
+CROSS JOIN LATERAL (
+    SELECT jsonb_build_array({new_edit}) AS edits OFFSET 0) AS n
 WHERE b.kind = 'new'
 UNION ALL
 SELECT b.id, b.record_id, b.table_name, b.campus,
@@ -120,8 +121,18 @@ CROSS JOIN LATERAL (
             (array_agg(e.edit -> 'dot'))[1] AS dot,
             bool_or(e.edit -> 'dot' ->> 0 ^@ '{mark}') AS of_source
         FROM jsonb_array_elements(b.edits) AS e(edit) WHERE e.edit -> 'wrote' ? g.name) AS o) AS w
-CROSS JOIN LATERAL (SELECT b.stamp || jsonb_build_object('wrote', w.wrote) AS edit OFFSET 0) AS n
+CROSS JOIN LATERAL (SELECT {edited} AS edit OFFSET 0) AS n
 WHERE b.kind <> 'new' AND t.touched <@ {replaced} AND w.plain"""
+# An edit; most have no reason and distrust nobody, and are put together at once.
+_EDIT = """\
+jsonb_build_object('hlc', b.hlc, 'lane', b.lane, 'role', b.role, 'editor', b.editor,
+    'dot', jsonb_build_array(b.actor, b.counter), 'wrote', {wrote})"""
+_MORE = """\
+CASE WHEN b.reason = '' AND b.distrusted = '{{}}' THEN {edit} ELSE {edit}
+    || CASE WHEN b.reason <> '' THEN jsonb_build_object('reason', b.reason) ELSE '{{}}' END
+    || CASE WHEN b.distrusted <> '{{}}' THEN jsonb_build_object('distrusted',
+        (SELECT jsonb_agg(d ORDER BY d COLLATE "C") FROM unnest(b.distrusted) AS d))
+        ELSE '{{}}' END END"""
 # What the source had said, as `transforms.conflicts.stored_rows.record_of_row` has it.
 _SAID = """\
 SELECT jsonb_build_object('{mark}' || a.campus, q.place), jsonb_build_array({edit})
@@ -260,7 +271,8 @@ def _statement(table: Table, policy: TablePolicy) -> str | None:
         conflict=same_key("c", "e"),
         new=lists,
         said=said,
-        created=", ".join(created),
+        new_edit=_edit(f"jsonb_build_object({', '.join(created)})"),
+        edited=_edit("w.wrote"),
         touched=touched,
         given=given,
         replaced="ARRAY[" + ", ".join(map(_literal, replaced)) + "]",
@@ -269,6 +281,11 @@ def _statement(table: Table, policy: TablePolicy) -> str | None:
         deleted=DELETED,
         emergency=Lane.EMERGENCY.value,
     )
+
+
+def _edit(wrote: str) -> str:
+    """Returns SQL: the edit `b`, which wrote that."""
+    return _MORE.format(edit=_EDIT.format(wrote=wrote))
 
 
 def _differs(columns: collections.abc.Iterable[str]) -> str:

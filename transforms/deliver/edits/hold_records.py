@@ -34,7 +34,8 @@ SET lock_timeout = '700ms'; SET idle_in_transaction_session_timeout = '60s';
 SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3;
 -- Records are looked for by key, also before the first ANALYZE.
 SET jit = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET enable_seqscan = off;
-SET enable_material = off; SET enable_memoize = off; SET work_mem = '32MB'; SET temp_buffers = '64MB'"""
+SET enable_material = off; SET enable_memoize = off;
+SET work_mem = '32MB'; SET temp_buffers = '64MB'"""
 APART = "edit_apart"  # A kind of incident.
 # Somebody else was at the same records, or a link has just brought one of them.
 PASSING = (

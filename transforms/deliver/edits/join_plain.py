@@ -22,21 +22,21 @@ from schemas.tables import Table
 from schemas.versions import SOURCE_MARK
 from transforms.deliver.edits.edit_json import source_edit, values_of
 from transforms.deliver.edits.hold_records import lock_keys
-from transforms.deliver.edits.record_keys import Key, looked_up, same_key
+from transforms.deliver.edits.record_keys import AS_IS, Key, cleared, looked_up, same_key
 from transforms.deliver.edits.row_digests import EXACT, ask_content, digests_of, time_of
 from transforms.deliver.edits.stamp_records import BEFORE, number_changes, take_stamps
 from transforms.deliver.store_schema import quoted
 
-_STAGES = """\
+_STAGES = f"""\
 CREATE TEMP TABLE IF NOT EXISTS campus_sync_said (place integer PRIMARY KEY,
     record_id text COLLATE "C", table_name text COLLATE "C", campus text COLLATE "C",
     src_table text, lsn bigint, seq integer, count numeric, hlc bigint, whole boolean,
-    said jsonb) ON COMMIT DELETE ROWS;
+    said jsonb) {AS_IS};
 CREATE TEMP TABLE IF NOT EXISTS campus_sync_joined (record_id text COLLATE "C" PRIMARY KEY,
     table_name text COLLATE "C", campus text COLLATE "C", place integer, src_table text,
     lsn bigint, seq integer, count numeric, seen jsonb, edit jsonb, edits jsonb, shown jsonb,
-    hlc bigint, urgent boolean) ON COMMIT DELETE ROWS;
-DELETE FROM pg_temp.campus_sync_said; DELETE FROM pg_temp.campus_sync_joined"""
+    hlc bigint, urgent boolean) {AS_IS};
+{cleared("pg_temp.campus_sync_said")}; {cleared("pg_temp.campus_sync_joined")}"""
 # Records are looked for by key, also before the first ANALYZE.
 _BY_KEY, _AS_EVER = "SET LOCAL enable_seqscan = off", "SET LOCAL enable_seqscan = on"
 # As a row of the table prints its values: equal ones have equal texts at every store.

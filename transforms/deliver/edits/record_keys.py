@@ -34,6 +34,11 @@ def looked_up(table: str, one: str, where: str) -> str:
     return f"LATERAL (SELECT * FROM {table} {one} WHERE {where} OFFSET 0) AS {one}"
 
 
+# Of a table that is read once or twice and emptied: PostgreSQL leaves rows of a page's length as
+# they are, where it would compress them.
+AS_IS = "WITH (toast_tuple_target = 8160)"
+
+
 def cleared(stage: str) -> str:
     """Returns SQL: makes a temporary table empty, cheaply where it was little used.
 

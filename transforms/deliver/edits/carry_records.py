@@ -25,7 +25,7 @@ from transforms.deliver.edits.record_keys import (
     names_of,
     same_key,
 )
-from transforms.deliver.edits.stamp_records import BEFORE, number_changes, take_stamps
+from transforms.deliver.edits.stamp_records import BEFORE, ask_clock, number_changes, take_stamps
 
 _STAGE = f"""\
 CREATE TEMP TABLE IF NOT EXISTS campus_sync_pulled (change bigint PRIMARY KEY,
@@ -65,14 +65,14 @@ WHERE r.record IS NOT NULL"""
 _TAKE_OUT = f"""\
 DELETE FROM pg_temp.campus_sync_pulled AS p USING {KEYS} WHERE {same_key("p", "k")}"""
 _INCARNATION = "SELECT sync.incarnation()"
-_STAGED = "SELECT count(*), max(change) FROM pg_temp.campus_sync_pulled"
+_LAST = "SELECT max(change) FROM pg_temp.campus_sync_pulled"
 _KEY = same_key("r", "p")
 _OF_ROW = "t.record_id = p.record_id AND t.campus = p.campus"
 _DROP_KNOWN = (
     f"DELETE FROM pg_temp.campus_sync_pulled AS p USING sync.record AS r WHERE {_KEY} AND "
     + COVERS_SQL.format(above="r.seen", below="p.seen")
 )
-_TABLES = "SELECT DISTINCT table_name FROM pg_temp.campus_sync_pulled ORDER BY 1"
+_TABLES = sorted(EDITED_AT_STORES)  # In which rows are locked, as by all who lock some.
 _LOCK_ROWS = """\
 SELECT p.change FROM pg_temp.campus_sync_pulled p JOIN consult.{name} t ON {of_row}
 WHERE p.table_name = '{name}' ORDER BY t.record_id, t.campus FOR UPDATE OF t SKIP LOCKED"""
@@ -147,7 +147,7 @@ FROM pg_temp.campus_sync_pulled WHERE change = ANY (%s) ORDER BY change"""
 
 
 class Page(typing.NamedTuple):
-    """`rows`: how many records of the peer are staged, of its changes up to `last`."""
+    """`rows`: how many records of the peer are staged: all that it has up to change `last`."""
 
     rows: int
     last: int
@@ -191,12 +191,14 @@ class Carrier:
         with self._conn.pipeline():
             self._conn.execute(_STAGE)
             self._conn.execute(_CLEAR)
-            (asker,) = self._conn.execute(_INCARNATION).fetchone()
+            asked = self._conn.execute(_INCARNATION)
+        (asker,) = asked.fetchone()
         urgent = "urgent AND" if lane is Lane.EMERGENCY else ""
         names = {"after": after, "upto": upto, "limit": limit, "asker": asker}
-        self._copy(_PAGE.format(urgent=urgent), names)
-        rows, last = self._conn.execute(_STAGED).fetchone()
-        return Page(rows, last or 0)
+        rows = self._copy(_PAGE.format(urgent=urgent), names)
+        if rows < limit:
+            return Page(rows, upto)
+        return Page(rows, self._conn.execute(_LAST).fetchone()[0])
 
     def stage_again(self, keys: collections.abc.Collection[Key]) -> None:
         """Stages records that had to wait, as they are now."""
@@ -204,13 +206,16 @@ class Carrier:
         self._conn.execute(_TAKE_OUT.encode(), names)
         self._copy(_AGAIN, names)
 
-    def _copy(self, page: str, names: dict) -> None:
-        with (
-            self._peer.cursor().copy(_offer().format(page=page).encode(), names) as out,
-            self._conn.cursor().copy(_PUT) as into,
-        ):
-            for block in out:
-                into.write(block)
+    def _copy(self, page: str, names: dict) -> int:
+        """Stages what the peer offers; returns how many records."""
+        with self._conn.cursor() as cursor:
+            with (
+                self._peer.cursor().copy(_offer().format(page=page).encode(), names) as out,
+                cursor.copy(_PUT) as into,
+            ):
+                for block in out:
+                    into.write(block)
+            return cursor.rowcount
 
     def take(self, lane: Lane) -> Taken:
         """Takes what is staged in, but what is known already.
@@ -223,18 +228,10 @@ class Carrier:
 
     def _take(self, lane: Lane) -> Taken:
         self._conn.execute(_DROP_KNOWN)
-        names = [name for (name,) in self._conn.execute(_TABLES)]
-        if not names:
-            return Taken(0, None, [], {})
-        locks = [
-            self._conn.execute(query.encode())
-            for query in (
-                *(_LOCK_ROWS.format(name=name, of_row=_OF_ROW) for name in names),
-                _LOCK_RECORDS,
-            )
-        ]
+        rows = [_LOCK_ROWS.format(name=name, of_row=_OF_ROW) for name in _TABLES]
+        locks = [self._conn.execute(query.encode()) for query in (*rows, _LOCK_RECORDS)]
         *rows, records = ([change for (change,) in lock] for lock in locks)
-        found = self._judged(names, {"rows": list(itertools.chain(*rows)), "records": records})
+        found = self._judged({"rows": list(itertools.chain(*rows)), "records": records})
         skipped = {key: change for change, key in found.pop("skip", ())}
         joins = [change for change, _ in found.pop("join", ())]
         to_join = [
@@ -247,9 +244,7 @@ class Carrier:
         hlc = self._write(found, taken, records, lane) if taken else None
         return Taken(len(taken), hlc, to_join, skipped)
 
-    def _judged(
-        self, names: list[str], locked: dict[str, list[int]]
-    ) -> dict[str, list[tuple[int, Key]]]:
+    def _judged(self, locked: dict[str, list[int]]) -> dict[str, list[tuple[int, Key]]]:
         queries = [
             _JUDGE.format(
                 name=name,
@@ -258,7 +253,7 @@ class Carrier:
                 mark=SOURCE_MARK,
                 above_base=COVERS_SQL.format(above="p.seen", below="base.seen"),
             )
-            for name in names
+            for name in _TABLES
         ]
         judged = [self._conn.execute(query.encode(), locked) for query in queries]
         found: dict[str, list[tuple[int, Key]]] = {}
@@ -277,10 +272,10 @@ class Carrier:
         # A dot that another store has seen must not be lost here: it would be given out again.
         conn.execute("SET LOCAL synchronous_commit = local")
         names = {"taken": taken, "lane": lane.value, "bound": self._rules.skew_bound_us + 1}
-        met = conn.execute(_MEET, names).fetchall()
-        take_stamps(
-            conn, self._rules, {(hlc, row[0]) for row in met for hlc in row[1:3] if hlc is not None}
-        )
+        meeting, clock = conn.execute(_MEET, names), ask_clock(conn)
+        met = meeting.fetchall()
+        stamps = {(hlc, row[0]) for row in met for hlc in row[1:3] if hlc is not None}
+        take_stamps(conn, self._rules, stamps, clock)
         for how, some in sorted(found.items()):
             for name in sorted({key.table for _, key in some}):
                 changes = [change for change, key in some if key.table == name]

@@ -32,14 +32,18 @@ _OFFER = """\
 SELECT s.name, sync.incarnation(), s.change, s.rules,
     (SELECT max(change) FROM sync.record WHERE urgent) FROM sync.store s"""
 _CURSOR = "SELECT incarnation, change FROM sync.exchange WHERE peer = %s AND lane = %s"
-_MOVE = """\
+# How long ago the newest edit was made that came, by this store's clock.
+_LAG_US = """\
+CASE WHEN %(edited_us)s::bigint IS NOT NULL
+        THEN greatest(0, sync.wall_us() - %(edited_us)s::bigint) END"""
+_MOVE = f"""\
 INSERT INTO sync.exchange AS x (peer, lane, incarnation, change, received, learned, lag_us,
     lag_us_max)
 VALUES (%(peer)s, %(lane)s, %(incarnation)s, %(change)s, %(received)s, %(learned)s,
-    coalesce(%(lag_us)s, 0), coalesce(%(lag_us)s, 0))
+    coalesce({_LAG_US}, 0), coalesce({_LAG_US}, 0))
 ON CONFLICT (peer, lane) DO UPDATE SET incarnation = excluded.incarnation,
     change = excluded.change, received = x.received + excluded.received,
-    learned = x.learned + excluded.learned, lag_us = coalesce(%(lag_us)s, x.lag_us),
+    learned = x.learned + excluded.learned, lag_us = coalesce({_LAG_US}, x.lag_us),
     lag_us_max = greatest(x.lag_us_max, excluded.lag_us_max), moved_at = clock_timestamp()"""
 
 
@@ -160,7 +164,7 @@ class Puller:
             return Pulled(0, 0, False)
         with self._conn.transaction():
             page = self._carrier.stage(lane, self._incarnation, after, upto, limit)
-            reached = page.last if page.rows == limit else max(after, upto)
+            reached = max(after, page.last)
             if waiting:
                 self._carrier.stage_again(waiting)
             taken = self._carrier.take(lane)
@@ -225,13 +229,6 @@ class Puller:
                 "change": min([reached, *held]),
                 "received": received,
                 "learned": learned,
-                "lag_us": self._lag_us([hlc for hlc in hlcs if hlc is not None]),
+                "edited_us": max((us_of(hlc) for hlc in hlcs if hlc is not None), default=None),
             },
         )
-
-    def _lag_us(self, hlcs: list[int]) -> int | None:
-        """How long ago the newest edit was made that came, by this store's clock."""
-        if not hlcs:
-            return None
-        (wall_us,) = self._conn.execute("SELECT sync.wall_us()").fetchone()
-        return max(0, wall_us - us_of(max(hlcs)))

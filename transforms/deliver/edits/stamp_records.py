@@ -33,20 +33,29 @@ def number_changes(conn: psycopg.Connection, records: int) -> None:
     conn.execute(_COUNT, (records,))
 
 
+def ask_clock(conn: psycopg.Connection) -> psycopg.Cursor:
+    """Asks for the store's clock, for `take_stamps`."""
+    return conn.execute(_CLOCK)
+
+
 def take_stamps(
-    conn: psycopg.Connection, rules: ConflictRules, stamps: collections.abc.Iterable[tuple]
+    conn: psycopg.Connection,
+    rules: ConflictRules,
+    stamps: collections.abc.Iterable[tuple],
+    clock: psycopg.Cursor | None = None,
 ) -> None:
     """Takes over what other clocks say, within the bound; tells of those beyond it.
 
     Args:
       stamps: (hlc, actor). Of each actor the greatest within the bound, and the greatest, will do.
+      clock: what `ask_clock` asked for in this transaction; by default it is asked now.
     """
-    _, wall_us, latest, distrusted, actor = conn.execute(_CLOCK).fetchone()
-    clock = HybridClock(lambda: wall_us, rules.skew_bound_us, latest, distrusted)
+    _, wall_us, latest, distrusted, actor = (clock or ask_clock(conn)).fetchone()
+    hybrid = HybridClock(lambda: wall_us, rules.skew_bound_us, latest, distrusted)
     for stamp, who in sorted(stamps):
         if who != actor:
-            clock.witness(stamp, who)
-    if clock.latest > latest:
-        conn.execute(_ADOPT, {"stamp": clock.latest})
-    if new := sorted(clock.distrusted - set(distrusted)):
+            hybrid.witness(stamp, who)
+    if hybrid.latest > latest:
+        conn.execute(_ADOPT, {"stamp": hybrid.latest})
+    if new := sorted(hybrid.distrusted - set(distrusted)):
         conn.execute(_DISTRUST, {"actors": new})

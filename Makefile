@@ -2,8 +2,8 @@
 PYTHON ?= python3.11
 VENV ?= .venv
 BIN = $(VENV)/bin
-# Two cores serve two test workers: servers and job wait more than they compute.
-WORKERS ?= 2
+# Two cores serve three test workers: servers and jobs wait more than they compute.
+WORKERS ?= 3
 # What hangs in spite of each test's own limit is broken off, and what failed is told.
 LIMIT ?= 60m
 

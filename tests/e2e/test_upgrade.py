@@ -12,9 +12,11 @@ from schemas.batches import Op
 from schemas.errors import ConfigError
 from schemas.positions import SEQ_END, START, Position
 from tests.deliveries import LINK, batch_of, lab_results, resealed
-from tests.edited_stores import HOUR_US, EditedStore, settle
+from tests.edited_stores import HOUR_US, PLAN, RULES, EditedStore, agree, settle
 from tests.store_rows import StoreRows
 from transforms.deliver import ledger, store_schema
+from transforms.deliver.edits.edit_schema import OWN_SESSION
+from transforms.deliver.edits.open_store import open_store
 from transforms.deliver.store import Store
 from transforms.seal_dead_letters import Sealer
 
@@ -170,6 +172,69 @@ def test_what_clients_edited_is_by_edit_from_version_5_on(new_store, postgres_se
     assert conn.execute(HELD[1]).fetchall() == versions
     with pytest.raises(psycopg.errors.InsufficientPrivilege):
         conn.execute("DELETE FROM sync.version")
+
+
+def test_edits_that_waited_while_a_store_of_version_5_was_upgraded_are_folded(
+    new_store, postgres_server
+):
+    """Its trigger had given them their numbers, in record and row; now the fold does."""
+    dsn, conn = new_store
+    made = EditedStore("west", postgres_server.create_database("waiting_5"))
+    made.insert("known", title="a", content="old")
+    made.fold()
+    row, record, versions = (
+        made.own.execute(query).fetchall()
+        for query in (f"SELECT to_jsonb(t) FROM consult.{PLAN} t", *HELD)
+    )
+    made.close()
+
+    as_of(dsn, next(path for path in VERSIONS if path.stem == "5_last"))
+    open_store(conn, "main", RULES)
+    conn.execute(OWN_SESSION)
+    conn.execute(
+        f"INSERT INTO consult.{PLAN} SELECT * FROM jsonb_populate_record(NULL::consult.{PLAN}, %s)",
+        (Jsonb(row[0][0]),),
+    )
+    (*key, src_table, seen, content, change), (version,) = record[0], versions
+    conn.execute(
+        "INSERT INTO sync.record (record_id, table_name, campus, src_table, seen, record, change)"
+        " VALUES (%s, %s, %s, %s, %s, %s, %s)",
+        (*key, src_table, Jsonb(seen), Jsonb(content), change),
+    )
+    conn.execute(
+        "INSERT INTO sync.version VALUES (%s, %s, %s, %s, %s, %s, %s)",
+        (*version[:5], Jsonb(version[5]), version[6]),
+    )
+    StoreRows(conn).put("patient", "main", "p1", phone="1")
+    with psycopg.connect(dsn, autocommit=True) as client:
+        client.execute(
+            f"INSERT INTO consult.{PLAN} (campus, record_id, title) VALUES"
+            " ('main', 'new', 't'), ('main', 'twice', 't'), ('main', 'gone', 't')"
+        )
+        client.execute(f"UPDATE consult.{PLAN} SET title = 'u' WHERE record_id = 'twice'")
+        client.execute(f"DELETE FROM consult.{PLAN} WHERE record_id = 'gone'")
+        client.execute(f"UPDATE consult.{PLAN} SET content = 'now' WHERE record_id = 'known'")
+        client.execute("UPDATE consult.patient SET phone = '2'")
+    assert conn.execute("SELECT count(*) FROM sync.edit").fetchone() == (7,)
+
+    one = EditedStore("main", dsn)  # Upgrades it.
+    other = EditedStore("east", postgres_server.create_database("waiting_5b"))
+    StoreRows(other.own).put("patient", "main", "p1", phone="1")
+    settle([one, other])
+    assert conn.execute("SELECT count(*) FROM sync.edit").fetchone() == (0,)
+    assert conn.execute("SELECT count(*) FROM sync.incident").fetchone() == (0,)
+    assert agree([one, other])
+    for store in (one, other):
+        assert [store.row(name, "title", "content") for name in ("new", "twice", "known")] == [
+            ("t", None),
+            ("u", None),
+            ("a", "now"),
+        ]
+        assert store.row("gone", "title") is None
+        assert store.row("p1", "phone", table="patient") == ("2",)
+        counts = [sum(store.record(name).seen.values()) for name in ("new", "twice", "gone")]
+        assert counts == [1, 2, 2]
+        store.close()
 
 
 def test_many_workers_meet_an_old_store_at_once(new_store):

@@ -15,7 +15,6 @@ import signal
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 
 import psycopg
@@ -23,15 +22,9 @@ import psycopg
 from runners.embedded.postgres import PostgresServer
 from tests.benchmarks.cpu import cpu_by_role, spent_between
 from tests.benchmarks.emergencies import under_backlog
+from tests.benchmarks.servers import running
 from transforms.seal_dead_letters import make_key
 
-SETTINGS = {
-    "synchronous_commit": "off",
-    "wal_writer_delay": "10ms",
-    "shared_buffers": "512MB",
-    "max_wal_size": "8GB",
-    "autovacuum": "off",
-}
 COLUMNS = """id bigint PRIMARY KEY, patient_id text, visit_id text, item_code text, value numeric,
  unit text, ref_low numeric, ref_high numeric, abnormal_flag text, specimen_time timestamptz,
  reported_at timestamptz, reporter text, note text"""
@@ -312,11 +305,8 @@ def main() -> None:
     parser.add_argument("--emergencies", action="store_true", help="under a backlog, and no more")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        root = pathlib.Path(folder)
-        root.chmod(0o755)
-        source = stack.enter_context(PostgresServer(root / "source", settings=SETTINGS))
-        server = stack.enter_context(PostgresServer(root / "store", settings=SETTINGS))
+    with running("source", "store") as (root, servers), contextlib.ExitStack() as stack:
+        source, server = servers
         bench, results = Bench(source), {}
         stores = {"primary": server.create_database("consult")}
         ours = CampusSync(bench.dsn, stores, root / "one")

@@ -12,15 +12,13 @@ of the telephone stays as it was; everything else it changes is shown.
 import argparse
 import contextlib
 import json
-import pathlib
 import sys
-import tempfile
 import time
 
 import psycopg
 
-from runners.embedded.postgres import PostgresServer
-from tests.benchmarks.beside_native import SETTINGS, Bench, CampusSync, execute, start_anew
+from tests.benchmarks.beside_native import Bench, CampusSync, execute, start_anew
+from tests.benchmarks.servers import running
 from tests.faults.harness import until
 
 _STEP = 1000
@@ -58,13 +56,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        root = pathlib.Path(folder)
-        root.chmod(0o755)
-        source, store = (
-            stack.enter_context(PostgresServer(root / name, settings=SETTINGS))
-            for name in ("source", "store")
-        )
+    with running("source", "store") as (root, servers), contextlib.ExitStack() as stack:
+        source, store = servers
         bench = Bench(source)
         bench.execute(
             _TABLE,

@@ -11,18 +11,16 @@ Both ways share the machine's cores with the clients, in one run, one after the 
 import argparse
 import contextlib
 import json
-import pathlib
 import subprocess
 import sys
-import tempfile
 import time
 import typing
 
 import psycopg
 
-from runners.embedded.postgres import PostgresServer
-from tests.benchmarks.beside_native import SETTINGS, Bench, CampusSync, start_anew
+from tests.benchmarks.beside_native import Bench, CampusSync, start_anew
 from tests.benchmarks.cpu import cpu_by_role, spent_between
+from tests.benchmarks.servers import SETTINGS, running
 
 _CLIENT = """
 import sys, time, psycopg
@@ -114,13 +112,11 @@ def main() -> None:
     options = parser.parse_args()
     settings = SETTINGS | {"autovacuum": "on"}
     settings |= {"synchronous_commit": "on"} if options.durable else {}
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        root = pathlib.Path(folder)
-        root.chmod(0o755)
-        servers = [
-            stack.enter_context(PostgresServer(root / name, settings=settings))
-            for name in ("source", "primary", "other")
-        ]
+    names = ("source", "primary", "other")
+    with (
+        running(*names, settings=settings) as (root, servers),
+        contextlib.ExitStack() as stack,
+    ):
         bench = Bench(servers[0])
         primary, other = (server.create_database("consult") for server in servers[1:])
         ours = CampusSync(bench.dsn, {"primary": primary, "other": other}, root / "job")

@@ -4,18 +4,14 @@ python -m tests.benchmarks.weak_edits [--edits 10] [--json]
 """
 
 import argparse
-import contextlib
 import json
-import pathlib
 import statistics
-import tempfile
 import time
 
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from runners.embedded.postgres import PostgresServer
 from runners.exchange import Exchange
-from tests.benchmarks.beside_native import SETTINGS
+from tests.benchmarks.servers import running
 from tests.benchmarks.weak_link import WeakLine
 from tests.edited_stores import EditedStore, config_of
 
@@ -35,13 +31,8 @@ def main() -> None:
     parser.add_argument("--edits", type=int, default=10)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        root = pathlib.Path(folder)
-        root.chmod(0o755)
-        dsns = [
-            stack.enter_context(PostgresServer(root / name, settings=SETTINGS)).create_database("c")
-            for name in ("near", "far")
-        ]
+    with running("near", "far") as (root, servers):
+        dsns = [server.create_database("consult") for server in servers]
         near, far = (EditedStore(*named) for named in zip(("primary", "far"), dsns, strict=True))
         line = WeakLine(int(conninfo_to_dict(dsns[1])["port"]), 0.15, 64_000, 0.02, seed=1)
         by_line = make_conninfo(dsns[1], host="127.0.0.1", port=line.port)

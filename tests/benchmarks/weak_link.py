@@ -9,21 +9,19 @@ The kernels of our machines have no netem, so a forwarder of our own is the line
 import argparse
 import contextlib
 import json
-import pathlib
 import queue
 import random
 import socket
 import statistics
 import sys
-import tempfile
 import threading
 import time
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from runners.embedded.postgres import PostgresServer
-from tests.benchmarks.beside_native import ROWS, SETTINGS, URGENT, Bench, CampusSync, start_anew
+from tests.benchmarks.beside_native import ROWS, URGENT, Bench, CampusSync, start_anew
+from tests.benchmarks.servers import running
 
 _PIECE, _PIECES = 8192, 4  # What a router keeps of one connection: half a second's worth.
 _LATE_S = 0.3
@@ -120,11 +118,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        root = pathlib.Path(folder)
-        root.chmod(0o755)
-        source = stack.enter_context(PostgresServer(root / "source", settings=SETTINGS))
-        server = stack.enter_context(PostgresServer(root / "store", settings=SETTINGS))
+    with running("source", "store") as (root, servers), contextlib.ExitStack() as stack:
+        source, server = servers
         bench, store = Bench(source), server.create_database("consult")
         line = WeakLine(int(conninfo_to_dict(store)["port"]), 0.15, 64_000, 0.02, options.seed)
         far = make_conninfo(store, host="127.0.0.1", port=line.port)

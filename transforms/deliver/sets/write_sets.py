@@ -22,6 +22,7 @@ from transforms.deliver.sets.commit_sets import (
 )
 from transforms.deliver.sets.source_sets import source_sets
 from transforms.deliver.store import Store
+from transforms.tell_once import TellOnce
 from transforms.two_phase.apply_together import InDoubt, Together, apply_together
 from transforms.two_phase.branches import Branch, BranchDown
 from transforms.two_phase.decision_log import DecisionLog
@@ -68,7 +69,7 @@ class SetWriter:
         self._divided: list[str] = []
         self._apart = ""
         self._told_of_unknown = False
-        self._untold = ""  # Why the store could not be told of an incident.
+        self._tell = TellOnce(_LOGGER, f"link {settings.name}")  # What keeps incidents from it.
         self._trouble: bool | None = None  # None: a worker before this one may have had some.
         self._written = Metrics.counter("sets", f"{lane}_written_total")
         self._ordinary = Metrics.counter("sets", f"{lane}_not_as_one_total")
@@ -248,11 +249,9 @@ class SetWriter:
         self._trouble = True
         try:
             store.do(lambda c: sla_store.set_incident(c, self._settings.name, kind, detail))
-            self._untold = ""
+            self._tell("")
         except StoreUnavailable as error:
-            if str(error) != self._untold:  # Not at each batch that is sent again.
-                self._untold = str(error)
-                _LOGGER.warning("link %s: %s", self._settings.name, error)
+            self._tell(str(error))
 
 
 _REMEDY_DOWN = (

@@ -17,7 +17,7 @@ from tests.edited_stores import HOUR_US, PLAN, RULES, EditedStore, agree, settle
 from tests.odd_edits import EDITED, OddEdits
 from tests.store_rows import StoreRows
 from transforms.conflicts.join import join_records
-from transforms.deliver.edits.carry_records import Carrier
+from transforms.deliver.edits.carry_records import Carrier, Wanted
 from transforms.deliver.edits.exchange_records import FOLD_ROWS, Puller
 from transforms.deliver.edits.fold_plain import fold_plain
 from transforms.deliver.edits.hold_records import Records, pending
@@ -195,14 +195,14 @@ def test_most_of_what_is_usual_is_plain(pair):
             assert fold_plain(a.own, RULES, keys) == set(keys) and len(keys) == 12
         carrier = Carrier(b.own, a.own, RULES)
         with b.own.transaction():
-            carrier.stage(Lane.ROUTINE, "", 0, 1_000, 1_000)
+            carrier.stage(Wanted(Lane.ROUTINE, "", 0, 1_000, 0, 1_000))
             taken = carrier.take(Lane.ROUTINE)
             assert (taken.learned, taken.to_join, taken.skipped) == (12, [], {})
         for i in range(6):
             a.update(f"n{i}", content="d")
             a.update(f"p{2 * i}", "patient", phone="3")
     with b.own.transaction():
-        carrier.stage(Lane.ROUTINE, "", 0, 1_000, 1_000)
+        carrier.stage(Wanted(Lane.ROUTINE, "", 0, 1_000, 0, 1_000))
         assert carrier.take(Lane.ROUTINE).learned == 0
 
 

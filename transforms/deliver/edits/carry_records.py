@@ -53,10 +53,10 @@ _SHOWN = """\
 SELECT to_jsonb(t) AS shown, t.version_vector AS seen, t.deleted, t.xmin AS wrote
 FROM consult.{name} AS t
 WHERE p.table_name = '{name}' AND t.record_id = p.record_id AND t.campus = p.campus"""
-# But what this store had taken from the one that asks, as it is now.
+# But what this store had taken from the one that asks, as it is now, and what that has by express.
 _PAGE = """\
-SELECT *, xmin AS wrote FROM sync.record WHERE {urgent} change > %(after)s AND change <= %(upto)s
-    AND taken_from IS DISTINCT FROM %(asker)s
+SELECT *, xmin AS wrote FROM sync.record WHERE change > %(after)s AND change <= %(upto)s
+    AND {lane} AND taken_from IS DISTINCT FROM %(asker)s
 ORDER BY change LIMIT %(limit)s"""
 _AGAIN = f"""\
 SELECT r.*, r.xmin AS wrote FROM {KEYS} JOIN sync.record r ON {OF_KEY}
@@ -64,6 +64,8 @@ WHERE r.record IS NOT NULL"""
 # What waited may stand in the page too, and may have changed between the two readings.
 _TAKE_OUT = f"""\
 DELETE FROM pg_temp.campus_sync_pulled AS p USING {KEYS} WHERE {same_key("p", "k")}"""
+_ANY = "SELECT EXISTS ({page})"
+_LANES = {Lane.EMERGENCY: "urgent", Lane.ROUTINE: "NOT (urgent AND change <= %(express)s)"}
 _INCARNATION = "SELECT sync.incarnation()"
 _LAST = "SELECT max(change) FROM pg_temp.campus_sync_pulled"
 _KEY = same_key("r", "p")
@@ -146,6 +148,24 @@ SELECT change, table_name, campus, record_id, src_table, record::text
 FROM pg_temp.campus_sync_pulled WHERE change = ANY (%s) ORDER BY change"""
 
 
+class Wanted(typing.NamedTuple):
+    """What is asked of a peer.
+
+    Attributes:
+      incarnation: the peer's, whose change numbers these are.
+      after, upto: exclusive and inclusive.
+      express: up to which change the emergency lane has brought all of its own.
+      limit: of how many records at once.
+    """
+
+    lane: Lane
+    incarnation: str
+    after: int
+    upto: int
+    express: int
+    limit: int
+
+
 class Page(typing.NamedTuple):
     """`rows`: how many records of the peer are staged: all that it has up to change `last`."""
 
@@ -180,24 +200,26 @@ class Carrier:
     def __init__(self, conn: psycopg.Connection, peer: psycopg.Connection, rules: ConflictRules):
         self._conn, self._peer, self._rules = conn, peer, rules
         self._from = ""
+        (self._asker,) = conn.execute(_INCARNATION).fetchone()
 
-    def stage(self, lane: Lane, incarnation: str, after: int, upto: int, limit: int) -> Page:
-        """Stages the peer's changes above `after`, at most `limit`; returns what was found.
+    def offered(self, wanted: Wanted) -> bool:
+        """Whether the peer has any of it; asks the peer alone."""
+        query = _ANY.format(page=_PAGE.format(lane=_LANES[wanted.lane]))
+        return self._peer.execute(query.encode(), self._names(wanted)).fetchone()[0]
 
-        Args:
-          incarnation: the peer's, of which these are changes.
-        """
-        self._from = incarnation
+    def _names(self, wanted: Wanted) -> dict[str, int | str]:
+        names = wanted._asdict() | {"asker": self._asker}
+        return {name: value for name, value in names.items() if name != "lane"}
+
+    def stage(self, wanted: Wanted) -> Page:
+        """Stages what the peer has of it; returns what was found."""
+        self._from = wanted.incarnation
         with self._conn.pipeline():
             self._conn.execute(_STAGE)
             self._conn.execute(_CLEAR)
-            asked = self._conn.execute(_INCARNATION)
-        (asker,) = asked.fetchone()
-        urgent = "urgent AND" if lane is Lane.EMERGENCY else ""
-        names = {"after": after, "upto": upto, "limit": limit, "asker": asker}
-        rows = self._copy(_PAGE.format(urgent=urgent), names)
-        if rows < limit:
-            return Page(rows, upto)
+        rows = self._copy(_PAGE.format(lane=_LANES[wanted.lane]), self._names(wanted))
+        if rows < wanted.limit:
+            return Page(rows, wanted.upto)
         return Page(rows, self._conn.execute(_LAST).fetchone()[0])
 
     def stage_again(self, keys: collections.abc.Collection[Key]) -> None:

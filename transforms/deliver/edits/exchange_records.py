@@ -18,7 +18,7 @@ from schemas.hlc import us_of
 from schemas.siblings import record_from_json
 from transforms import postgresql_sessions
 from transforms.conflicts.join import join_records
-from transforms.deliver.edits.carry_records import Carrier
+from transforms.deliver.edits.carry_records import Carrier, Wanted
 from transforms.deliver.edits.fold_plain import fold_plain
 from transforms.deliver.edits.hold_records import SESSION, Records, pending
 from transforms.deliver.edits.record_keys import Key
@@ -128,7 +128,7 @@ class Puller:
     def pull(self, rows: int = PULL_ROWS) -> Pulled:
         """Pulls some records of both lanes: urgent edits first, and then all, in order.
 
-        The routine lane is complete by itself; the emergency lane is an express copy.
+        The routine lane passes over what the other has brought.
 
         Raises:
           OtherRules: the two stores settle by different policies; nothing was read.
@@ -162,8 +162,13 @@ class Puller:
         after, waiting = self._ahead[lane], self._waiting[lane]
         if after >= upto and not waiting:
             return Pulled(0, 0, False)
+        wanted = Wanted(lane, self._incarnation, after, upto, self._express(), limit)
+        if not waiting and not self._carrier.offered(wanted):
+            self._move(lane, name, upto, 0, {}, 0, [])
+            self._ahead[lane] = upto
+            return Pulled(0, 0, False)
         with self._conn.transaction():
-            page = self._carrier.stage(lane, self._incarnation, after, upto, limit)
+            page = self._carrier.stage(wanted)
             reached = max(after, page.last)
             if waiting:
                 self._carrier.stage_again(waiting)
@@ -183,6 +188,11 @@ class Puller:
         self._ahead[lane] = reached
         self._waiting[lane] = {key: waiting.get(key, n) for key, n in skipped.items()}
         return Pulled(page.rows, learned, reached < upto)
+
+    def _express(self) -> int:
+        """Up to which change the emergency lane has brought all that it is to bring."""
+        waiting = self._waiting[Lane.EMERGENCY].values()
+        return min([self._ahead[Lane.EMERGENCY], *(change - 1 for change in waiting)])
 
     def _join(
         self, rows: _Joins, lane: Lane, skipped: dict[Key, int], hlcs: list[int | None]

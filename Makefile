@@ -2,8 +2,8 @@
 PYTHON ?= python3.11
 VENV ?= .venv
 BIN = $(VENV)/bin
-# Two cores serve three test workers: servers and jobs wait more than they compute.
-WORKERS ?= 3
+# Two cores serve two test workers; a third one makes no run shorter.
+WORKERS ?= 2
 # What hangs in spite of each test's own limit is broken off, and what failed is told.
 LIMIT ?= 60m
 

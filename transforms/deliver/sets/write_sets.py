@@ -69,7 +69,7 @@ class SetWriter:
         self._divided: list[str] = []
         self._apart = ""
         self._told_of_unknown = False
-        self._tell = TellOnce(_LOGGER, f"link {settings.name}")  # What keeps incidents from it.
+        self._keeps = TellOnce(_LOGGER, f"link {settings.name}")  # What keeps incidents from it.
         self._trouble: bool | None = None  # None: a worker before this one may have had some.
         self._written = Metrics.counter("sets", f"{lane}_written_total")
         self._ordinary = Metrics.counter("sets", f"{lane}_not_as_one_total")
@@ -249,9 +249,9 @@ class SetWriter:
         self._trouble = True
         try:
             store.do(lambda c: sla_store.set_incident(c, self._settings.name, kind, detail))
-            self._tell("")
+            self._keeps("")
         except StoreUnavailable as error:
-            self._tell(str(error))
+            self._keeps(str(error))
 
 
 _REMEDY_DOWN = (

@@ -221,7 +221,7 @@ class LinkReader:
             new_tables=self._log.sweeps_all
             and not self._mapping.tables.keys() - drift <= ledger.read_tables(store, settings.name),
             missed=not published.items() <= ledger.published(store, settings.name).items(),
-            rewound=sla_store.is_open(store, settings.name, LOG_REWOUND),
+            rewound=sla_store.open_incident(store, settings.name, LOG_REWOUND) is not None,
         )
         reason = snapshot_reason(known)
         if reason is not None or not self._log.known_again:

@@ -150,21 +150,19 @@ def keep_incident(conn: psycopg.Connection, link: str, kind: str, detail: str) -
 
     Returns whether that is news to tell.
     """
-    known = conn.execute(
-        "SELECT detail FROM sync.incident WHERE link = %s AND kind = %s AND state = 'open'",
-        (link, kind),
-    ).fetchone()
-    if known is not None and known[0] != detail:
+    known = open_incident(conn, link, kind)
+    if known is not None and known != detail:
         close_incident(conn, link, kind)
-    if not detail or (known is not None and known[0] == detail):
+    if not detail or known == detail:
         return False
     return set_incident(conn, link, kind, detail)
 
 
-def is_open(conn: psycopg.Connection, link: str, kind: str) -> bool:
-    """Returns whether an incident of this link and kind is open."""
-    query = "SELECT FROM sync.incident WHERE link = %s AND kind = %s AND state = 'open'"
-    return conn.execute(query, (link, kind)).rowcount > 0
+def open_incident(conn: psycopg.Connection, link: str, kind: str) -> str | None:
+    """Returns what the open incident of this link and kind says; None if there is none."""
+    query = "SELECT detail FROM sync.incident WHERE link = %s AND kind = %s AND state = 'open'"
+    found = conn.execute(query, (link, kind)).fetchone()
+    return found and found[0]
 
 
 def note_past(conn: psycopg.Connection, link: str, kind: str, detail: str) -> None:

@@ -25,7 +25,8 @@ from transforms.deliver.edits.record_keys import (
     names_of,
     same_key,
 )
-from transforms.deliver.edits.stamp_records import BEFORE, ask_clock, number_changes, take_stamps
+from transforms.deliver.edits.stamp_records import ask_clock, take_stamps
+from transforms.deliver.edits.write_records import write_records
 
 _STAGE = f"""\
 CREATE TEMP TABLE IF NOT EXISTS campus_sync_pulled (change bigint PRIMARY KEY,
@@ -129,20 +130,10 @@ SELECT actor, max(hlc), max(hlc) FILTER (WHERE hlc < ((us / 1000 << 16) | (us %%
     max(hlc) FILTER (WHERE lane = %(lane)s),
     array_agg(DISTINCT change) FILTER (WHERE lane = '{Lane.EMERGENCY.value}')
 FROM met, wall GROUP BY actor"""
-_COUNTED = f"""\
-(SELECT p.*, {BEFORE} + row_number() OVER (ORDER BY p.change) AS number,
+_RECORD_ROWS = """\
+(SELECT p.*, row_number() OVER (ORDER BY p.change) AS place,
     p.change = ANY (%(urgent)s::bigint[]) AS urgent
-FROM pg_temp.campus_sync_pulled p WHERE p.change = ANY (%(some)s)) AS p"""
-_PUT_RECORDS = f"""\
-UPDATE sync.record AS r SET src_table = p.src_table, seen = p.seen, record = p.record,
-    change = p.number, urgent = p.urgent, taken_from = %(peer)s
-FROM {_COUNTED} WHERE {_KEY}"""
-# One that somebody else has just made is no reason to write over it: `PASSING`.
-_ADD_RECORDS = f"""\
-INSERT INTO sync.record (record_id, table_name, campus, src_table, seen, record, change, urgent,
-    taken_from)
-SELECT p.record_id, p.table_name, p.campus, p.src_table, p.seen, p.record, p.number, p.urgent,
-    %(peer)s FROM {_COUNTED}"""
+FROM pg_temp.campus_sync_pulled p WHERE p.change = ANY (%(some)s))"""
 _TO_JOIN = """\
 SELECT change, table_name, campus, record_id, src_table, record::text
 FROM pg_temp.campus_sync_pulled WHERE change = ANY (%s) ORDER BY change"""
@@ -208,8 +199,7 @@ class Carrier:
         return self._peer.execute(query.encode(), self._names(wanted)).fetchone()[0]
 
     def _names(self, wanted: Wanted) -> dict[str, int | str]:
-        names = wanted._asdict() | {"asker": self._asker}
-        return {name: value for name, value in names.items() if name != "lane"}
+        return wanted._asdict() | {"asker": self._asker}
 
     def stage(self, wanted: Wanted) -> Page:
         """Stages what the peer has of it; returns what was found."""
@@ -305,15 +295,15 @@ class Carrier:
                 conn.execute(row_statement(name, how, rows).encode(), (changes,))
         urgent = [change for row in met for change in row[4] or ()]
         known = set(taken) & set(records)
-        for statement, some in ((_ADD_RECORDS, set(taken) - known), (_PUT_RECORDS, known)):
-            if some:
-                number_changes(conn, len(some))
-                names = {"records": len(some), "some": list(some), "urgent": urgent}
-                conn.execute(statement.encode(), names | {"peer": self._from})
+        for new, some in ((True, set(taken) - known), (False, known)):
+            names = {"some": list(some), "urgent": urgent}
+            write_records(
+                conn, _RECORD_ROWS, len(some), new=new, names=names, taken_from=self._from
+            )
         return max((row[3] for row in met if row[3] is not None), default=None)
 
 
 @functools.cache
 def _offer() -> str:
-    shown = " UNION ALL ".join(_SHOWN.format(name=name) for name in sorted(EDITED_AT_STORES))
+    shown = " UNION ALL ".join(_SHOWN.format(name=name) for name in _TABLES)
     return _OFFER.format(page="{page}", rows=shown, key=same_key("c", "p"))

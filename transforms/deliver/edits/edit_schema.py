@@ -272,7 +272,7 @@ END $$;
 """
 
 
-# What a client did, who, when: where the store is open. `{when}` ends it.
+# What a client did, who, when: where the store is open. What uses it may add to the WHERE.
 _NOTE = """\
 INSERT INTO sync.edit (record_id, table_name, campus, op, actor, hlc, lane, role, editor,
         reason, distrusted, before, after)

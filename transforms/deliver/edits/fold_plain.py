@@ -39,7 +39,8 @@ from transforms.deliver.edits.record_keys import (
     same_key,
 )
 from transforms.deliver.edits.row_digests import EXACT, ask_content, digests_of, time_of
-from transforms.deliver.edits.stamp_records import BEFORE, number_changes, take_stamps
+from transforms.deliver.edits.stamp_records import take_stamps
+from transforms.deliver.edits.write_records import write_records
 
 _REPLACED = (Branches, HoldBoth, Newest, States)  # Whose version an edit of it replaces.
 _SPACES = "".join(filter(str.isspace, map(chr, range(0x3001))))
@@ -159,18 +160,10 @@ UPDATE consult.{name} AS t SET digest = d.digest, security_level = {level}, hlc 
 FROM unnest(%s::bigint[], %s::bytea[]) AS d(edit_id, digest)
 JOIN pg_temp.campus_sync_folded AS f ON f.edit_id = d.edit_id
 WHERE t.record_id = f.record_id AND t.campus = f.campus"""
-_COUNTED = f"""\
-(SELECT *, {BEFORE} + row_number() OVER (ORDER BY edit_id) AS change,
+_RECORD_ROWS = """\
+(SELECT *, row_number() OVER (ORDER BY edit_id) AS place,
     jsonb_build_object('seen', seen, 'edits', edits) AS record
-FROM pg_temp.campus_sync_folded WHERE {{which}}) AS f"""
-_ADD_RECORDS = f"""\
-INSERT INTO sync.record (record_id, table_name, campus, src_table, seen, record, change, urgent)
-SELECT record_id, table_name, campus, src_table, seen, record, change, urgent
-FROM {_COUNTED.format(which="fresh")}"""
-_PUT_RECORDS = f"""\
-UPDATE sync.record AS r SET src_table = f.src_table, seen = f.seen, record = f.record,
-    change = f.change, urgent = f.urgent, taken_from = NULL
-FROM {_COUNTED.format(which="NOT fresh")} WHERE {same_key("r", "f")}"""
+FROM pg_temp.campus_sync_folded WHERE fresh = %(new)s)"""
 _DONE = "DELETE FROM sync.edit WHERE id = ANY (%s)"
 _ACTOR = "SELECT name || '.' || sync.incarnation() FROM sync.store"
 
@@ -223,11 +216,9 @@ def _write(
     for name, content in contents.items():
         _show(conn, ALL_TABLES[name], content)
     conn.execute(_DONE, (list(edits),))
-    new = sum(edits.values())
-    for statement, some in ((_ADD_RECORDS, new), (_PUT_RECORDS, len(edits) - new)):
-        if some:
-            number_changes(conn, some)
-            conn.execute(statement.encode(), {"records": some})
+    fresh = list(edits.values())
+    for new in (True, False):
+        write_records(conn, _RECORD_ROWS, fresh.count(new), new=new, names={"new": new})
 
 
 def _show(conn: psycopg.Connection, table: Table, content: psycopg.Cursor) -> None:

@@ -23,8 +23,9 @@ from transforms.conflicts.show import Shown, show
 from transforms.conflicts.stored_rows import put_digests, record_of_row, row_of
 from transforms.deliver.edits.edit_schema import OWN_SESSION
 from transforms.deliver.edits.note_conflicts import note_conflicts
-from transforms.deliver.edits.record_keys import KEYS, OF_KEY, Key, names_of, plain_key, same_key
-from transforms.deliver.edits.stamp_records import BEFORE, number_changes, take_stamps
+from transforms.deliver.edits.record_keys import KEYS, OF_KEY, Key, names_of, plain_key
+from transforms.deliver.edits.stamp_records import take_stamps
+from transforms.deliver.edits.write_records import write_records
 from transforms.deliver.store_schema import quoted
 
 SESSION = f"""\
@@ -69,17 +70,8 @@ SELECT record_id, table_name, campus, edit -> 'dot' ->> 0, (edit -> 'dot' ->> 1)
 FROM json_to_recordset(%s) AS v(record_id text, table_name text, campus text, edit jsonb)
 ON CONFLICT DO NOTHING"""
 _RECORD_ROWS = """\
-json_to_recordset(%(rows)s) AS v(record_id text, table_name text, campus text, src_table text,
-    seen jsonb, record jsonb, change bigint, urgent boolean)"""
-# One that somebody else has just made is no reason to write over it: `PASSING`.
-_ADD_RECORDS = f"""\
-INSERT INTO sync.record (record_id, table_name, campus, src_table, seen, record, change, urgent)
-SELECT record_id, table_name, campus, src_table, seen, record, {BEFORE} + change, urgent
-FROM {_RECORD_ROWS}"""
-_PUT_RECORDS = f"""\
-UPDATE sync.record AS r SET src_table = v.src_table, seen = v.seen, record = v.record,
-    change = {BEFORE} + v.change, urgent = v.urgent, taken_from = NULL
-FROM {_RECORD_ROWS} WHERE {same_key("r", "v")}"""
+(SELECT * FROM json_to_recordset(%(rows)s) AS j(record_id text, table_name text, campus text,
+    src_table text, seen jsonb, record jsonb, place bigint, urgent boolean))"""
 _APART = f"""\
 INSERT INTO sync.incident (link, kind, detail) SELECT a.actor, '{APART}',
     'an edit stands apart from its record: were tables restored by hand? '
@@ -110,7 +102,7 @@ class _Held:
     def __init__(self, key: Key):
         self.key = key
         self.row: dict | None = None
-        self.known = False  # A record of it is there, and locked.
+        self.new = True  # No record of it is there; else it is locked.
         self.stored: Record | None = None
         self.edits: list[PendingEdit] = []
         self.edit_ids: list[int] = []
@@ -212,7 +204,7 @@ class Records:
         for record_id, table, campus, src_table, text in self._conn.execute(query.encode(), names):
             one = held[Key(table, campus, record_id)]
             locked.add(one.key)
-            one.known = True
+            one.new = False
             one.src_table = src_table
             one.stored = record_from_json(text) if text else None
         if not wait:
@@ -261,23 +253,19 @@ class Records:
         edits = [number for one in changed for number in one.edit_ids]
         if edits:
             conn.execute("DELETE FROM sync.edit WHERE id = ANY (%s)", (edits,))
-        number_changes(conn, len(changed))
-        rows = [
-            {
-                **plain_key(one.key),
-                "src_table": one.src_table,
-                "seen": dict(one.record.seen),
-                "record": record_to_plain(one.record),
-                "change": i,
-                "urgent": any(e.stamp.lane is Lane.EMERGENCY for _, e in one.met),
-            }
-            for i, one in enumerate(changed, 1)
-        ]
-        for statement, known in ((_ADD_RECORDS, False), (_PUT_RECORDS, True)):
-            some = [row for row, one in zip(rows, changed, strict=True) if one.known is known]
-            if some:
-                names = {"records": len(changed), "rows": _json(some)}
-                conn.execute(statement.encode(), names)
+        for new in (True, False):
+            rows = [
+                {
+                    **plain_key(one.key),
+                    "src_table": one.src_table,
+                    "seen": dict(one.record.seen),
+                    "record": record_to_plain(one.record),
+                    "place": place,
+                    "urgent": any(e.stamp.lane is Lane.EMERGENCY for _, e in one.met),
+                }
+                for place, one in enumerate((one for one in changed if one.new is new), 1)
+            ]
+            write_records(conn, _RECORD_ROWS, len(rows), new=new, names={"rows": _json(rows)})
 
     def _write_rows(self, changed: list[_Held]) -> dict[Key, Shown]:
         rows: dict[tuple[str, str], list[dict]] = collections.defaultdict(list)

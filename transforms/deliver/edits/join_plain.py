@@ -24,7 +24,8 @@ from transforms.deliver.edits.edit_json import source_edit, values_of
 from transforms.deliver.edits.hold_records import lock_keys
 from transforms.deliver.edits.record_keys import AS_IS, Key, cleared, looked_up, same_key
 from transforms.deliver.edits.row_digests import EXACT, ask_content, digests_of, time_of
-from transforms.deliver.edits.stamp_records import BEFORE, number_changes, take_stamps
+from transforms.deliver.edits.stamp_records import take_stamps
+from transforms.deliver.edits.write_records import write_records
 from transforms.deliver.store_schema import quoted
 
 _STAGES = f"""\
@@ -114,12 +115,11 @@ SET ({names}) = (SELECT {values} FROM jsonb_populate_record(t, f.shown) AS s),
 FROM unnest(%s::text[], %s::bytea[]) AS d(record_id, digest)
 JOIN pg_temp.campus_sync_joined AS f ON f.record_id = d.record_id
 WHERE t.record_id = f.record_id AND t.campus = f.campus"""
-_RECORD = f"""\
-UPDATE sync.record AS r SET src_table = f.src_table, seen = f.seen,
-    record = jsonb_build_object('seen', f.seen, 'edits', f.edits), change = f.change,
-    urgent = false, taken_from = NULL
-FROM (SELECT *, {BEFORE} + row_number() OVER (ORDER BY record_id) AS change
-    FROM pg_temp.campus_sync_joined) AS f WHERE {same_key("r", "f")}"""
+_RECORD_ROWS = """\
+(SELECT record_id, table_name, campus, src_table, seen, false AS urgent,
+    jsonb_build_object('seen', seen, 'edits', edits) AS record,
+    row_number() OVER (ORDER BY record_id) AS place
+FROM pg_temp.campus_sync_joined)"""
 
 
 NOT_PLAIN = 2
@@ -201,8 +201,7 @@ class PlainRows:
             level=table.level,
         )
         conn.execute(show.encode(), (found.keys, found.digests))
-        number_changes(conn, len(self._hlcs))
-        conn.execute(_RECORD.encode(), {"records": len(self._hlcs)})
+        write_records(conn, _RECORD_ROWS, len(self._hlcs), new=False)
         conn.execute(_AS_EVER)
 
 

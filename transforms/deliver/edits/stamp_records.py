@@ -1,4 +1,4 @@
-"""Give changes of records their numbers, and take over what other clocks say of them."""
+"""Take over what other clocks say of records."""
 
 import collections.abc
 
@@ -9,9 +9,6 @@ from schemas.hlc import HybridClock
 
 SKEW = "clock_distrusted"  # A kind of incident.
 
-# One lock for all who change records, from here to the commit: whoever reads up to a change has
-# read every change before it. Clients never take it.
-_COUNT = "UPDATE sync.store SET change = change + %s"
 _CLOCK = """\
 SELECT name, sync.wall_us(), (SELECT last_value FROM sync.hlc), distrusted,
     name || '.' || sync.incarnation() FROM sync.store"""
@@ -22,15 +19,6 @@ WITH told AS (UPDATE sync.store SET distrusted = ARRAY(
 INSERT INTO sync.incident (link, kind, detail) SELECT actor, '{SKEW}',
     'its stamps are ahead by more than the bound: mend that clock' FROM unnest(%(actors)s::text[])
     AS actor"""
-
-
-# The number before the first of those that `number_changes` took last, in this transaction.
-BEFORE = "(SELECT change FROM sync.store) - %(records)s"
-
-
-def number_changes(conn: psycopg.Connection, records: int) -> None:
-    """Takes change numbers for as many records, until the commit; they begin behind `BEFORE`."""
-    conn.execute(_COUNT, (records,))
 
 
 def ask_clock(conn: psycopg.Connection) -> psycopg.Cursor:
